@@ -1,0 +1,76 @@
+"""The default encoder: sine-Gaussian stem, log power, a small CNN, a bidirectional GRU, pooling, an embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from gwtwins.encoders.pooling import POOLINGS
+from gwtwins.encoders.registry import bounded, register
+from gwtwins.encoders.stem import LogPowerStem
+
+
+@dataclass(frozen=True)
+class CnnGruConfig:
+    """Arguments of `cnn_gru`."""
+
+    rate: float = bounded(1024.0, 256.0, 16384.0)
+    """Samples per second it works at; faster input is decimated (it is band-limited)."""
+    window: float = bounded(2.0, 0.5, 64.0)
+    """Seconds of strain."""
+    bands: int = bounded(24, 4, 256)
+    """Bands of the stem for each quality factor."""
+    q: tuple[float, ...] = bounded((5.0,), 1.0, 100.0)
+    """Quality factors of the stem's sine-Gaussians."""
+    f_low: float = bounded(25.0, 5.0, 1000.0)
+    """Lowest band, Hz."""
+    f_high: float = bounded(480.0, 20.0, 8000.0)
+    """Highest band, Hz."""
+    kernel: int = bounded(128, 8, 4096)
+    """Samples of the stem's filters."""
+    stride: int = bounded(32, 1, 1024)
+    """Samples between frames."""
+    stem: str = field(default="sine_gaussian", metadata={"choices": ("sine_gaussian", "random")})
+    """How the stem's filters start."""
+    width: int = bounded(48, 4, 1024)
+    """Channels of the convolutions."""
+    layers: int = bounded(3, 1, 16)
+    """Convolutions after the stem."""
+    conv_kernel: int = bounded(5, 1, 31)
+    """Frames each convolution sees."""
+    hidden: int = bounded(64, 4, 1024)
+    """Units of the GRU in each direction."""
+    pooling: str = field(default="mean_max", metadata={"choices": tuple(POOLINGS)})
+    """How frames become one vector."""
+    embedding: int = bounded(128, 4, 8192)
+    """Numbers in the embedding."""
+
+
+@register("cnn_gru", CnnGruConfig)
+class CnnGru(nn.Module):
+    """(N, 1, T) whitened strain of one detector to (N, E) embeddings; T is ``rate * window``."""
+
+    def __init__(self, config: CnnGruConfig) -> None:
+        super().__init__()
+        c = config
+        self.config, self.rate, self.window, self.embedding_dim = c, c.rate, c.window, c.embedding
+        self.stem = LogPowerStem(
+            c.bands, c.q, c.kernel, c.stride, c.f_low, c.f_high, c.rate, c.stem == "sine_gaussian"
+        )
+        blocks: list[nn.Module] = [nn.BatchNorm1d(self.stem.channels)]
+        channels = self.stem.channels
+        for _ in range(c.layers):
+            conv = nn.Conv1d(channels, c.width, c.conv_kernel, padding=c.conv_kernel // 2, bias=False)
+            blocks += [conv, nn.BatchNorm1d(c.width), nn.ReLU(inplace=True)]
+            channels = c.width
+        self.cnn = nn.Sequential(*blocks)
+        self.gru = nn.GRU(channels, c.hidden, batch_first=True, bidirectional=True)
+        self.pool = POOLINGS[c.pooling]()
+        self.head = nn.Linear(2 * c.hidden * self.pool.expansion, c.embedding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, T) to (N, E)."""
+        frames = self.cnn(self.stem(x))  # (N, C, T')
+        sequence, _ = self.gru(frames.transpose(1, 2))  # (N, T', 2 H)
+        return self.head(self.pool(sequence.transpose(1, 2)))  # (N, E)

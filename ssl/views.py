@@ -1,0 +1,140 @@
+"""Two views of each row: what Barlow Twins is asked to see as the same.
+
+``detector``  Hanford or Livingston against Virgo: a signal reaches both, noise does not.
+``pairs``     every pair of detectors in turn.
+``noise``     one signal in two noise draws, same detector (simulations only).
+``augment``   two augmentations of one detector's window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from gwtwins.encoders.paired import BRANCH
+from gwtwins.ssl.augment import AugmentConfig, Augmenter
+from gwtwins.strain import draws
+from gwtwins.strain.batch import Batch
+from gwtwins.strain.errors import InputError
+from gwtwins.strain.psd import load_psd
+from gwtwins.strain.sources import Source
+
+
+@dataclass
+class Views:
+    """Two views of N rows, and the detector each came from."""
+
+    first: Tensor
+    """(N, T) float32."""
+    second: Tensor
+    """(N, T) float32."""
+    first_detector: Tensor
+    """(N,) int64, index into the source's detectors."""
+    second_detector: Tensor
+
+    def __len__(self) -> int:
+        return self.first.shape[0]
+
+
+ViewMaker = Callable[[int, int, range, float, int], Views]
+
+
+def _pick(strain: Tensor, detector: Tensor) -> Tensor:
+    """(B, D, T) and (B,) to (B, T)."""
+    return strain[torch.arange(len(strain), device=strain.device), detector]
+
+
+def _cross(batch: Batch, pair: Tensor, present: Tensor) -> Views:
+    """Views of the rows whose two detectors of ``pair`` (B, 2) are both present."""
+    keep = present.gather(1, pair).all(dim=1)
+    strain, pair = (batch.strain, pair) if bool(keep.all()) else (batch.strain[keep], pair[keep])
+    return Views(_pick(strain, pair[:, 0]), _pick(strain, pair[:, 1]), pair[:, 0], pair[:, 1])
+
+
+def make_views(kind: str, source: Source, seed: int, augment: AugmentConfig | None = None) -> ViewMaker:
+    """The function ``(seed, step, rows, progress, batch) -> Views`` behind ``--views``.
+
+    Every choice is a function of (seed, step, global row).
+
+    Raises:
+        InputError: an unknown kind, or a source without the detectors, or the noise, that it needs.
+    """
+    if kind not in _MAKERS:
+        raise InputError(f"--views {kind}", "not a kind of views", ", ".join(_MAKERS))
+    return _MAKERS[kind](source, augment or AugmentConfig())
+
+
+def _detector(source: Source, config: AugmentConfig) -> ViewMaker:
+    hl = [i for i, name in enumerate(source.detectors) if BRANCH[name] == "hl"]
+    v = [i for i, name in enumerate(source.detectors) if BRANCH[name] == "v"]
+    if not hl or not v:
+        held = " ".join(source.detectors)
+        raise InputError("--views detector", f"the data hold {held} only", "H1 or L1, and V1 or K1; or --views pairs")
+    pairs = torch.tensor([(a, b) for a in hl for b in v])
+    return _from_pairs(source, pairs, lambda u, step: (u * len(pairs)).long())
+
+
+def _pairs(source: Source, config: AugmentConfig) -> ViewMaker:
+    pairs = torch.tensor(list(combinations(range(len(source.detectors)), 2)))
+    if not len(pairs):
+        raise InputError("--views pairs", "the data hold one detector", "two or more; or --views augment")
+    return _from_pairs(source, pairs, lambda u, step: torch.full((len(u),), step % len(pairs)))
+
+
+def _from_pairs(source: Source, pairs: Tensor, choose: Callable[[Tensor, int], Tensor]) -> ViewMaker:
+    def views(seed: int, step: int, rows: range, progress: float, batch: int) -> Views:
+        windows = source.train_batch(seed, step, rows, progress, batch)
+        u = draws.uniform(seed, "views", step, rows, 1)[:, 0]
+        device = windows.strain.device
+        return _cross(windows, pairs.to(device)[choose(u, step).to(device)], windows.present)
+
+    return views
+
+
+def _one_detector(batch: Batch, seed: int, step: int, rows: range) -> tuple[Tensor, Tensor]:
+    """A present detector of each row (N,), and the rows that have one at all (B,) bool."""
+    u = draws.uniform(seed, "views", step, rows, batch.strain.shape[1]).to(batch.strain.device)
+    detector = torch.where(batch.present, u, -1.0).argmax(dim=1)
+    return detector, batch.present.any(dim=1)
+
+
+def _noise(source: Source, config: AugmentConfig) -> ViewMaker:
+    if not source.fresh_noise:
+        source.train_pair(0, 0, range(1))  # refuses with its reason
+
+    def views(seed: int, step: int, rows: range, progress: float, batch: int) -> Views:
+        first, second = source.train_pair(seed, step, rows, progress, batch)
+        detector, keep = _one_detector(first, seed, step, rows)
+        detector = detector[keep]
+        return Views(_pick(first.strain[keep], detector), _pick(second.strain[keep], detector), detector, detector)
+
+    return views
+
+
+def _augment(source: Source, config: AugmentConfig) -> ViewMaker:
+    psds = [source.psds[name] for name in source.detectors]
+    extra = [load_psd(name) for name in config.aug_noise_psds] if config.aug_noise_probability > 0 else []
+    augmenter = Augmenter(config, source.rate, source.f_low, source.f_high, psds, extra, source.window)
+
+    def views(seed: int, step: int, rows: range, progress: float, batch: int) -> Views:
+        windows = source.train_batch(seed, step, rows, progress, batch)
+        detector, keep = _one_detector(windows, seed, step, rows)
+        x, detector = _pick(windows.strain[keep], detector[keep]), detector[keep]
+        kept = [row for row, k in zip(rows, keep.tolist(), strict=True) if k]
+        moved = augmenter.to(x.device)
+        first, second = (moved(x, seed, step, kept, f"augment {n}", detector) for n in ("first", "second"))
+        return Views(first, second, detector, detector)
+
+    return views
+
+
+_MAKERS: dict[str, Callable[[Source, AugmentConfig], ViewMaker]] = {
+    "detector": _detector,
+    "pairs": _pairs,
+    "noise": _noise,
+    "augment": _augment,
+}

@@ -1,0 +1,246 @@
+"""A bank of intrinsic waveforms: made once by pycbc, stored in one HDF5, turned into signals on the device.
+
+An aligned-spin, dominant-mode waveform needs only its plus polarisation seen face on: inclination, phase, sky and
+distance multiply it by one complex number per detector (see `injection`). Each waveform is generated whole, however
+long it lasts in the band, and then cut to a few seconds around its merger, never wrapped. The bank holds
+no PSD's influence; the PSDs that a run needs travel in the same file, so that training from it imports no pycbc.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import h5py
+import numpy as np
+import scipy.fft
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gwtwins.strain.errors import InputError
+from gwtwins.strain.population import Population
+from gwtwins.strain.psd import PSD, load_psd
+
+FORMAT = "gwtwins-bank-1"
+BUFFER = 4.0  # seconds held of each waveform, the period of the circular buffer it is shifted in
+BEFORE_MERGER = 3.0  # seconds of it before the merger; the rest is room for shifts and ringdown
+AFTER_MERGER = 0.5
+START_TAPER = 0.25  # seconds over which the cut inspiral is faded in
+F_KEEP = 640.0  # Hz: waveforms are stored up to here, SNRs counted up to F_NYQUIST
+F_NYQUIST = 1024.0
+POWER_EDGES = np.geomspace(10.0, F_NYQUIST, 322)  # Hz, 48 bins an octave, for the SNR of whole signals
+_CHUNK = 500  # waveforms per task
+_G_MSUN_C3 = 4.925490947641267e-06  # seconds, GM_sun/c^3
+
+
+@dataclass(frozen=True)
+class BankRecipe:
+    """All that decides what a bank holds; two equal recipes are the same bank."""
+
+    population: Population
+    count: int
+    seed: int
+    psds: tuple[str, ...]
+    """PSD names or ASD files, stored with the bank."""
+
+    def key(self) -> str:
+        """A name for the recipe: 16 hexadecimal digits."""
+        intrinsic = asdict(self.population)
+        for extrinsic in ("name", "snr", "merger", "signal_fraction"):
+            intrinsic.pop(extrinsic)
+        layout = [FORMAT, BUFFER, BEFORE_MERGER, START_TAPER, F_KEEP]
+        text = json.dumps([layout, intrinsic, self.count, self.seed, sorted(set(self.psds))])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where banks are kept: ``$GWTWINS_CACHE``, else ``gwtwins`` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("GWTWINS_CACHE") or Path(home) / "gwtwins")
+
+
+@dataclass
+class WaveformBank:
+    """N face-on plus polarisations at 1 Mpc, frequency domain, merger at the start of a circular 4 s buffer."""
+
+    parameters: np.ndarray
+    """(N, 4) mass1, mass2 in solar masses, spin1z, spin2z."""
+    waveform: Tensor
+    """(N, F, 2) float16, real and imaginary part in units of `scale`, at k / BUFFER Hz for k in [k_low, k_low + F)."""
+    k_low: int
+    scale: Tensor
+    """(N,) float64, strain seconds per unit of `waveform`."""
+    power: Tensor
+    """(N, P) float64, integral of |h(f)|^2 over each bin of POWER_EDGES for the whole waveform, strain^2 s."""
+    psds: dict[str, PSD]
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def sigma(self, psd: PSD) -> Tensor:
+        """(N,) float64: optimal SNR of each whole waveform face on, at 1 Mpc, with unit antenna pattern."""
+        fine = np.geomspace(POWER_EDGES[0], POWER_EDGES[-1], 8 * (len(POWER_EDGES) - 1) + 1)
+        weight = (1.0 / psd.at(np.sqrt(fine[1:] * fine[:-1]))).reshape(-1, 8).mean(1)
+        return torch.sqrt(4.0 * self.power @ torch.from_numpy(weight))
+
+    @classmethod
+    def obtain(cls, recipe: BankRecipe, workers: int | None = None, progress: bool = True) -> WaveformBank:
+        """The bank of ``recipe``: from the cache if it is there, else made now and kept there."""
+        path = cache_folder() / f"bank-{recipe.key()}.hdf5"
+        if not path.exists():
+            make_bank(recipe, path, workers, progress)
+        return cls.load(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> WaveformBank:
+        """Read a stored bank.
+
+        Raises:
+            InputError: absent, not a bank, or not whole.
+        """
+        expected = "a waveform bank written by gwtwins (delete it to have it made again)"
+        try:
+            with h5py.File(path, "r") as file:
+                if file.attrs.get("format") != FORMAT:
+                    raise InputError(path, "is not a waveform bank of this version", expected)
+                psds = {}
+                for group in file["psds"].values():
+                    psd = PSD(group["frequency"][:], group["value"][:], str(group.attrs["name"]))
+                    psds[psd.name] = psd
+                bank = cls(
+                    parameters=file["parameters"][:],
+                    waveform=torch.from_numpy(file["waveform"][:]),
+                    k_low=int(file.attrs["k_low"]),
+                    scale=torch.from_numpy(file["scale"][:]),
+                    power=torch.from_numpy(file["power"][:]),
+                    psds=psds,
+                )
+        except FileNotFoundError as error:
+            raise InputError(path, "no such file", expected) from error
+        except (OSError, KeyError) as error:
+            raise InputError(path, "cannot be read as HDF5, or is cut short", expected) from error
+        n = len(bank.parameters)
+        shapes = (tuple(bank.waveform.shape[::2]), tuple(bank.scale.shape), tuple(bank.power.shape))
+        if shapes != ((n, 2), (n,), (n, len(POWER_EDGES) - 1)):
+            raise InputError(path, f"datasets of shapes {shapes} for {n} waveforms", expected)
+        return bank
+
+
+def make_bank(recipe: BankRecipe, path: Path, workers: int | None = None, progress: bool = True) -> None:
+    """Generate a bank with pycbc in ``workers`` processes and write it to ``path`` in one atomic step."""
+    parameters = recipe.population.intrinsic(recipe.seed, recipe.count)
+    chunks = [parameters[i : i + _CHUNK] for i in range(0, len(parameters), _CHUNK)]
+    psds = [load_psd(name) for name in sorted(set(recipe.psds))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    k_low, k_high = int(recipe.population.f_lower * BUFFER), int(F_KEEP * BUFFER)
+    try:
+        with h5py.File(partial, "w") as file:
+            file.attrs.update(format=FORMAT, k_low=k_low, recipe=json.dumps(asdict(recipe)))
+            file["parameters"] = parameters
+            shape = (recipe.count, k_high - k_low, 2)
+            waveform = file.create_dataset("waveform", shape, "f2")
+            scale = file.create_dataset("scale", (recipe.count,), "f8")
+            power = file.create_dataset("power", (recipe.count, len(POWER_EDGES) - 1), "f8")
+            for i, psd in enumerate(psds):
+                group = file.create_group(f"psds/{i}")
+                group.attrs["name"] = psd.name
+                group["frequency"], group["value"] = psd.frequency, psd.value
+            bar = tqdm(total=recipe.count, desc="waveforms", unit="", disable=not progress)
+            start = 0
+            for held, scales, powers in _in_parallel(recipe.population, chunks, workers):
+                stop = start + len(held)
+                waveform[start:stop], scale[start:stop], power[start:stop] = held, scales, powers
+                bar.update(len(held))
+                start = stop
+            bar.close()
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _in_parallel(population: Population, chunks: list[np.ndarray], workers: int | None) -> Iterator[Chunk]:
+    workers = workers or min(len(os.sched_getaffinity(0)), 8)
+    populations = [population] * len(chunks)
+    # A process takes seconds to import pycbc: not worth it for a few thousand waveforms at under 1 ms each.
+    if workers == 1 or len(chunks) < 8:
+        yield from map(_chunk, populations, chunks)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        yield from pool.map(_chunk, populations, chunks)
+
+
+def _chunk(population: Population, parameters: np.ndarray) -> Chunk:
+    k_low, k_high = int(population.f_lower * BUFFER), int(F_KEEP * BUFFER)
+    held = np.empty((len(parameters), k_high - k_low, 2), np.float16)
+    scale = np.empty(len(parameters))
+    power = np.empty((len(parameters), len(POWER_EDGES) - 1))
+    for i, row in enumerate(parameters):
+        whole, df = plus_polarisation(population, row)
+        frequency = np.arange(len(whole)) * df
+        power[i] = np.histogram(frequency, POWER_EDGES, weights=np.abs(whole) ** 2 * df)[0]
+        cut = _cut_around_merger(whole, df)[k_low:k_high]
+        scale[i] = np.abs(cut).max() / 1024.0  # leaves float16 six digits below the peak before it loses precision
+        held[i, :, 0], held[i, :, 1] = (cut / scale[i]).real, (cut / scale[i]).imag
+    return held, scale, power
+
+
+def plus_polarisation(population: Population, parameters: np.ndarray) -> tuple[np.ndarray, float]:
+    """The face-on plus polarisation at 1 Mpc of one binary, whole, and its frequency step in Hz.
+
+    Returns complex128 strain seconds at k df up to F_NYQUIST, the merger (peak amplitude) at time 0.
+    """
+    from pycbc.waveform import get_fd_waveform
+
+    mass1, mass2, spin1z, spin2z = map(float, parameters)
+    df = 1.0 / _duration(mass1, mass2, population.f_lower)
+    plus, _ = get_fd_waveform(
+        approximant=population.approximant,
+        mass1=mass1,
+        mass2=mass2,
+        spin1z=spin1z,
+        spin2z=spin2z,
+        f_lower=population.f_lower,
+        f_final=F_NYQUIST,
+        delta_f=df,
+        distance=1.0,
+    )
+    whole = np.zeros(int(F_NYQUIST / df), complex)
+    n = min(len(whole), len(plus))
+    whole[:n] = plus.numpy()[:n]
+    # Approximants differ in what they put at time 0: measure the peak, refined by a parabola to a tenth of a sample.
+    envelope = np.abs(scipy.fft.ifft(whole))
+    n = int(np.argmax(envelope))
+    left, top, right = envelope[n - 1], envelope[n], envelope[(n + 1) % len(envelope)]
+    peak = (n + 0.5 * (left - right) / (left - 2 * top + right)) / F_NYQUIST
+    return whole * np.exp(2j * np.pi * np.arange(len(whole)) * df * peak), df
+
+
+def _duration(mass1: float, mass2: float, f_lower: float) -> float:
+    """A power of two of seconds that holds the whole signal: 0PN chirp time (Sathyaprakash & Schutz 2009) and room."""
+    total = (mass1 + mass2) * _G_MSUN_C3
+    eta = mass1 * mass2 / (mass1 + mass2) ** 2
+    chirp = 5.0 / (256.0 * eta) * total * (np.pi * total * f_lower) ** (-8.0 / 3.0)
+    return float(2 ** np.ceil(np.log2(max(1.4 * chirp + 2.0, 2 * BUFFER))))
+
+
+def _cut_around_merger(whole: np.ndarray, df: float) -> np.ndarray:
+    """Keep BEFORE_MERGER to AFTER_MERGER of the whole waveform; back to frequencies at 1 / BUFFER Hz."""
+    analytic = scipy.fft.ifft(whole)  # complex samples at F_NYQUIST Hz: the band has positive frequencies only
+    n_before, n_after, n_taper = (int(t * F_NYQUIST) for t in (BEFORE_MERGER, AFTER_MERGER, START_TAPER))
+    before = analytic[-n_before:].copy()
+    before[:n_taper] *= np.sin(0.5 * np.pi * np.arange(n_taper) / n_taper) ** 2
+    buffer = np.zeros(int(BUFFER * F_NYQUIST), complex)
+    buffer[:n_after], buffer[-n_before:] = analytic[:n_after], before
+    # Discrete to continuous: the spectrum of the buffer times the duration of one of its samples, against the whole's.
+    return scipy.fft.fft(buffer) * df * len(whole) / F_NYQUIST

@@ -1,0 +1,181 @@
+"""Commands from dataclasses: flags, ``--help``, a YAML of the same keys, and the folder a result goes to."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from gwtwins.strain.errors import InputError
+
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+class _Parser(ArgumentParser):
+    """jsonargparse, with ``--dashed-options`` and errors of one line that name the nearest option."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise InputError(self.prog, _one_line(message), "see --help")
+
+    def format_help(self) -> str:
+        return re.sub(r"--[a-z0-9]+(?:_[a-z0-9_]+)+", lambda m: m[0].replace("_", "-"), super().format_help())
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.replace("Parser key", "option").split())[:400]
+
+
+def _parser(prog: str, description: str, concerns: list[type]) -> _Parser:
+    parser = _Parser(prog=prog, description=description, exit_on_error=False, env_prefix=False)
+    parser.add_argument("--config", type=str | None, default=None, help="YAML file of the same keys as the options.")
+    for concern in concerns:
+        parser.add_class_arguments(concern, nested_key=None)
+    return parser
+
+
+def parse(
+    prog: str, description: str, concerns: list[type], argv: list[str] | None = None, positional: str | None = None
+) -> tuple[list[Any], dict[str, Any]]:
+    """Options of several dataclasses at once, all flat: default < YAML of ``--config`` < command line.
+
+    Args:
+        concerns: dataclasses of plain fields, one per concern; no two share a field name.
+        positional: name of a list of positional arguments, returned under that key of the dict.
+
+    Returns:
+        An instance of each dataclass, and the flat dict of all resolved values.
+
+    Raises:
+        InputError: an unknown option or key (the nearest one is named) or a value of the wrong type.
+    """
+    parser = _parser(prog, description, concerns)
+    known = [f.name for concern in concerns for f in dataclasses.fields(concern)]
+    argv, values = _split(list(sys.argv[1:] if argv is None else argv), [*known, "config", "help"], prog, positional)
+    given = parser.parse_args(argv, defaults=False)
+    config = given.config if "config" in given else None
+    merged = parser.get_defaults()
+    if config:
+        merged = parser.merge_config(parser.parse_object(read_config(config, known), defaults=False), merged)
+    merged = parser.merge_config(given, merged)
+    flat = {name: merged[name] for name in known}
+    made = [c(**{f.name: flat[f.name] for f in dataclasses.fields(c)}) for c in concerns]
+    flat = {key: plain(value) for key, value in flat.items()}
+    if positional:
+        flat[positional] = values
+    return made, flat
+
+
+def _split(argv: list[str], known: list[str], prog: str, positional: str | None) -> tuple[list[str], list[str]]:
+    """Options with underscores for dashes, and the positional arguments apart; unknown options are refused here."""
+    options, values = [], []
+    takes_value = False
+    for word in argv:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            if name.split(".")[0] not in known:
+                near = difflib.get_close_matches(name, known, 1, 0.5)
+                expected = f"--{near[0].replace('_', '-')}" if near else "an option that --help lists"
+                raise InputError(prog, f"unknown option {word.split('=')[0]}", expected)
+            options.append(f"--{name}{equals}{value}")
+            takes_value = not equals and name != "help"
+        elif takes_value or word == "-h":
+            options.append(word)
+            takes_value = False
+        elif positional is None:
+            raise InputError(prog, f"unexpected argument {word!r}", "options only, see --help")
+        else:
+            values.append(word)
+    return options, values
+
+
+def read_config(path: str | Path, known: list[str]) -> dict[str, Any]:
+    """A flat YAML mapping whose keys are all ``known``.
+
+    Raises:
+        InputError: absent, not such a mapping, or a key that is not known (the nearest is named).
+    """
+    try:
+        if os.path.getsize(path) > _MAX_CONFIG_BYTES:
+            raise InputError(path, "is over 1 MiB", "a small YAML file of options")
+        node = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(path, "no such file", "a YAML file of options") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(path, "is not YAML", "lines of the form option: value") from error
+    if not isinstance(node, dict):
+        raise InputError(path, "is not a mapping", "lines of the form option: value")
+    node = {str(key).replace("-", "_"): value for key, value in node.items()}
+    for key in node:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.5)
+            raise InputError(path, f"unknown key {key!r}", f"{near[0]!r}" if near else "a key that --help lists")
+    return node
+
+
+def plain(value: Any) -> Any:
+    """Namespaces, tuples and paths as what YAML and JSON hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if hasattr(value, "as_dict"):
+        return plain(value.as_dict())
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def claim_folder(out: str, default: Path) -> Path:
+    """Make the folder of a new result; one that already holds anything is left alone.
+
+    Raises:
+        InputError: ``out`` is there and not empty, or cannot be made.
+    """
+    path = Path(out) if out else default
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise InputError(path, "already holds a result", "a new or empty folder for --out")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(path, "is a file", "a folder for --out") from error
+    except PermissionError as error:
+        raise InputError(path, "may not be written to", "a folder for --out") from error
+    return path
+
+
+def new_run_folder(root: Path = Path("runs")) -> Path:
+    """``runs/<date-time>``, with a number behind it if two start in one second."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    path, n = root / stamp, 1
+    while path.exists():
+        n += 1
+        path = root / f"{stamp}-{n}"
+    return path
+
+
+def point_latest(run: Path, root: Path = Path("runs")) -> None:
+    """Atomically point ``runs/latest`` at ``run``."""
+    root.mkdir(parents=True, exist_ok=True)
+    link = root / "latest"
+    if link.exists() and not link.is_symlink():
+        return  # a folder of the user's own making by that name is not ours to replace
+    partial = root / f".latest.{os.getpid()}.tmp"
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(os.path.relpath(run.resolve(), root.resolve()))
+    os.replace(partial, link)

@@ -1,0 +1,196 @@
+"""Strain files in the HDF5 layout of the Gravitational Wave Open Science Center (gwosc.org).
+
+``strain/Strain`` with its sampling in attributes, ``quality/simple/DQmask`` at 1 Hz with a bit for each entry
+of ``DQShortnames``, and ``quality/injections/Injmask`` likewise. Bits are looked up by short name, since
+older files order them otherwise. Nothing is read before its size, type and storage have been checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from gwtwins.strain.errors import InputError
+from gwtwins.strain.recording import Recording
+
+DETECTORS = ("H1", "L1", "V1", "K1")
+RATES = (1024, 2048, 4096, 16384)  # Hz; 4096 and 16384 are published, the lower ones are resampled copies
+MAX_SAMPLES = 16384 * 4096  # GWOSC's largest file: 4096 s at 16384 Hz, 512 MiB as float64
+
+DEFAULT_REQUIRED = ("DATA", "CBC_CAT1", "CBC_CAT2")
+"""Flags a second must pass: data present, no severe fault, no noise of known instrumental origin."""
+
+# A hardware injection is a signal pushed into the mirrors. Continuous-wave ones (NO_CW_HW_INJ) are left out:
+# they ran through whole observing runs at an amplitude that seconds of data do not show.
+_TRANSIENT_INJECTIONS = ("NO_CBC_HW_INJ", "NO_BURST_HW_INJ", "NO_DETCHAR_HW_INJ", "NO_STOCH_HW_INJ")
+
+_MAX_FLAGS = 32  # bits of a DQmask word
+_LARGEST_STRAIN = 1e-3  # far above any saturated interferometer; what is larger is not dimensionless strain
+
+
+def read_gwosc(path: str | Path, required: Sequence[str] | None = None) -> Recording:
+    """One GWOSC HDF5 file as a :class:`Recording`.
+
+    Args:
+        path: the file.
+        required: DQ short names a second must pass to be good. By default DATA, CBC_CAT1 and CBC_CAT2, as far
+            as the file has them; names given here must all be there.
+
+    Raises:
+        InputError: no such file, not HDF5, truncated, a dataset missing or of a wrong shape or type, sampling
+            that contradicts itself, an unknown detector, external or virtual storage, no finite sample.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(path, "no such file", "a GWOSC HDF5 strain file")
+    try:
+        with h5py.File(path, "r") as file:
+            return _read(file, path, required)
+    except InputError:
+        raise
+    # What h5py raises for a broken file depends on where it breaks; all of these have been seen.
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        fault = "truncated" if "truncated" in str(error).lower() else "not a readable HDF5 file"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(path, f"{fault} ({reason})", "a complete GWOSC HDF5 strain file") from error
+
+
+def _read(file: h5py.File, path: Path, required: Sequence[str] | None) -> Recording:
+    detector = _text(file, "meta/Detector", path)
+    if detector not in DETECTORS:
+        raise InputError(path, f"unknown detector {detector[:20]!r}", "one of " + ", ".join(DETECTORS))
+
+    dataset = _dataset(file, "strain/Strain", path, MAX_SAMPLES)
+    if dataset.dtype.kind != "f":
+        raise InputError(path, f"strain/Strain has dtype {dataset.dtype}", "floating-point strain")
+    samples = dataset.shape[0]
+    rate = _rate(dataset, path)
+    declared = _number(dataset.attrs.get("Npoints", samples), "Npoints", path)
+    if declared != samples:
+        raise InputError(path, f"Npoints is {declared:g} but strain/Strain holds {samples}", "equal numbers")
+    if samples == 0 or samples % rate:
+        raise InputError(path, f"{samples} samples at {rate} Hz", "a whole number of seconds, at least one")
+    seconds = samples // rate
+    if "Duration" in file["meta"]:
+        duration = _scalar(file, "meta/Duration", path)
+        if duration != seconds:
+            raise InputError(
+                path, f"Duration is {duration:g} s but the strain lasts {seconds} s", "equal numbers"
+            )
+    start = _start(file, dataset, path)
+
+    flags = _flags(file, "quality/simple", "DQmask", "DQShortnames", seconds, path)
+    good = np.ones(seconds, bool)
+    wanted = [name for name in DEFAULT_REQUIRED if name in flags] if required is None else list(required)
+    for name in wanted:
+        if name not in flags:
+            known = ", ".join(sorted(flags))
+            raise InputError(path, f"no data quality flag {name}", f"one of {known}")
+        good &= flags[name]
+
+    clean = np.ones(seconds, bool)
+    if file["quality"].get("injections", getlink=True) is not None:
+        injections = _flags(file, "quality/injections", "Injmask", "InjShortnames", seconds, path)
+        for name in _TRANSIENT_INJECTIONS:
+            clean &= injections.get(name, True)
+
+    strain = dataset[()].astype(np.float64, copy=False)
+    finite = np.isfinite(strain)
+    if not finite.any():
+        raise InputError(path, "no finite sample", "strain, with NaN only where data are missing")
+    largest = float(np.max(np.abs(strain), where=finite, initial=0.0))
+    if largest > _LARGEST_STRAIN:
+        raise InputError(path, f"a sample of {largest:.3g}", "dimensionless strain, about 1e-18 or less")
+    return Recording(detector, start, float(rate), strain, good, flags, clean, str(path))
+
+
+def _dataset(file: h5py.File, name: str, path: Path, most: int) -> h5py.Dataset:
+    """The one-dimensional dataset ``name`` of at most ``most`` entries, stored inside this very file."""
+    node: Any = file
+    for part in name.split("/"):
+        if not isinstance(node, h5py.Group) or node.get(part, getlink=True) is None:
+            raise InputError(path, f"no {name}", "the GWOSC HDF5 layout")
+        if not isinstance(node.get(part, getlink=True), h5py.HardLink):
+            raise InputError(path, f"{name} is a link to another place", "data stored in the file itself")
+        node = node[part]
+    if not isinstance(node, h5py.Dataset):
+        raise InputError(path, f"{name} is not a dataset", "the GWOSC HDF5 layout")
+    if node.is_virtual or node.external:
+        raise InputError(path, f"{name} is stored in other files", "data stored in the file itself")
+    if node.shape is None or node.ndim > 1:
+        raise InputError(path, f"{name} has shape {node.shape}", "one dimension")
+    if node.size > most or (node.chunks is not None and node.chunks[0] > most):
+        raise InputError(
+            path, f"{name} declares {max(node.size, *(node.chunks or (0,)))} entries", f"at most {most}"
+        )
+    return node
+
+
+def _vector(file: h5py.File, name: str, path: Path, most: int) -> h5py.Dataset:
+    dataset = _dataset(file, name, path, most)
+    if dataset.ndim != 1:
+        raise InputError(path, f"{name} has shape {dataset.shape}", "one dimension")
+    return dataset
+
+
+def _text(file: h5py.File, name: str, path: Path) -> str:
+    value = _dataset(file, name, path, 1)[()]
+    if not isinstance(value, bytes | str):
+        raise InputError(path, f"{name} is not text", "the GWOSC HDF5 layout")
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else value
+
+
+def _number(value: object, what: str, path: Path) -> float:
+    number = np.asarray(value)
+    if number.size != 1 or number.dtype.kind not in "iuf" or not np.isfinite(number).all():
+        raise InputError(path, f"{what} is not a finite number", "the GWOSC HDF5 layout")
+    return float(number.reshape(()))
+
+
+def _scalar(file: h5py.File, name: str, path: Path) -> float:
+    return _number(_dataset(file, name, path, 1)[()], name, path)
+
+
+def _rate(dataset: h5py.Dataset, path: Path) -> int:
+    spacing = _number(dataset.attrs.get("Xspacing"), "Xspacing of strain/Strain", path)
+    for rate in RATES:
+        if abs(spacing * rate - 1.0) < 1e-6:
+            return rate
+    raise InputError(path, f"samples {spacing:g} s apart", "a rate of " + ", ".join(map(str, RATES)) + " Hz")
+
+
+def _start(file: h5py.File, dataset: h5py.Dataset, path: Path) -> float:
+    starts = []
+    if "GPSstart" in file["meta"]:
+        starts.append(_scalar(file, "meta/GPSstart", path))
+    if "Xstart" in dataset.attrs:
+        starts.append(_number(dataset.attrs["Xstart"], "Xstart", path))
+    if not starts:
+        raise InputError(path, "no GPS start", "meta/GPSstart or the attribute Xstart of strain/Strain")
+    if max(starts) != min(starts):
+        raise InputError(path, f"GPSstart {starts[0]:.3f} and Xstart {starts[1]:.3f}", "one GPS start")
+    if not 0 < starts[0] < 1e10:
+        raise InputError(path, f"GPS start {starts[0]:g}", "GPS seconds")
+    return starts[0]
+
+
+def _flags(
+    file: h5py.File, group: str, mask_name: str, names_name: str, seconds: int, path: Path
+) -> dict[str, np.ndarray]:
+    """Each short name's (seconds,) bool: whether the second passes that test."""
+    mask = _vector(file, f"{group}/{mask_name}", path, MAX_SAMPLES)
+    names = _vector(file, f"{group}/{names_name}", path, _MAX_FLAGS)
+    spacing = _number(mask.attrs.get("Xspacing", 1.0), f"Xspacing of {mask_name}", path)
+    if mask.dtype.kind not in "iu" or spacing != 1.0:
+        raise InputError(path, f"{mask_name} of {mask.dtype} every {spacing:g} s", "integers every second")
+    if mask.shape[0] != seconds:
+        raise InputError(path, f"{mask_name} has {mask.shape[0]} entries for {seconds} s", "one a second")
+    if names.dtype.kind not in "SO":
+        raise InputError(path, f"{names_name} is not text", "short names of data quality flags")
+    words = mask[()].astype(np.uint64)
+    short = [name.decode("ascii", "replace") if isinstance(name, bytes) else str(name) for name in names[()]]
+    return {name: (words >> np.uint64(bit)) & np.uint64(1) == 1 for bit, name in enumerate(short)}

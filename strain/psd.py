@@ -1,0 +1,139 @@
+"""Noise power spectral densities: named analytic ones, from an ASD file, or measured from data.
+
+All are one-sided, in 1/Hz for strain, and float64: 1e-46 is below what float32 holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.signal import get_window, welch
+
+from gwtwins.strain.errors import InputError
+
+# The PSDs of the standard population: the O3 low-sensitivity projections of LIGO-T1800545.
+DEFAULT_PSDS = {
+    "H1": "aLIGOaLIGOO3LowT1800545",
+    "L1": "aLIGOaLIGOO3LowT1800545",
+    "V1": "AdVO3LowT1800545",
+    "K1": "KAGRADesignSensitivityT1600593",
+}
+
+# E[median]/E[mean] of an exponential variable (one periodogram's bin) in the limit of many: scipy corrects the
+# finite-sample bias itself in `welch(average="median")`; this one is for windows averaged here.
+_MEDIAN_OF_EXPONENTIAL = float(np.log(2.0))
+
+
+@dataclass(frozen=True)
+class PSD:
+    """A one-sided power spectral density on a frequency grid."""
+
+    frequency: np.ndarray
+    """(F,) float64, Hz, ascending."""
+    value: np.ndarray
+    """(F,) float64, 1/Hz, positive."""
+    name: str = "unnamed"
+
+    def __post_init__(self) -> None:
+        frequency, value = np.asarray(self.frequency, float), np.asarray(self.value, float)
+        if frequency.ndim != 1 or frequency.shape != value.shape or frequency.size < 2:
+            raise InputError(
+                self.name,
+                f"frequencies {frequency.shape} and values {value.shape}",
+                "two equal 1D arrays of at least 2 points",
+            )
+        if not (np.isfinite(frequency).all() and (np.diff(frequency) > 0).all()):
+            raise InputError(self.name, "frequencies are not finite and ascending", "an ascending grid in Hz")
+        if not (np.isfinite(value).all() and (value > 0).all()):
+            raise InputError(self.name, "a PSD value is not finite and positive", "power in 1/Hz above zero")
+        object.__setattr__(self, "frequency", frequency)
+        object.__setattr__(self, "value", value)
+
+    def at(self, frequency: np.ndarray) -> np.ndarray:
+        """The PSD at ``frequency`` (Hz), interpolated in the logarithm; held constant beyond its ends."""
+        return np.exp(np.interp(np.asarray(frequency, float), self.frequency, np.log(self.value)))
+
+    def covers(self, f_low: float, f_high: float) -> bool:
+        """Whether the grid reaches over [f_low, f_high] Hz."""
+        return bool(self.frequency[0] <= f_low and self.frequency[-1] >= f_high)
+
+
+def named_psd(name: str, f_low: float = 10.0, f_high: float = 2048.0, df: float = 0.125) -> PSD:
+    """An analytic PSD by its pycbc name (``pycbc.psd.get_psd_model_list``), e.g. "aLIGOaLIGOO3LowT1800545"."""
+    import pycbc.psd  # seconds of import: only where a name has to be looked up
+
+    known = pycbc.psd.get_psd_model_list()
+    if name not in known:
+        raise InputError(name, "no PSD of that name", f"a pycbc PSD name such as {DEFAULT_PSDS['H1']}")
+    series = pycbc.psd.from_string(name, int(f_high / df) + 1, df, f_low)
+    frequency = np.arange(len(series)) * df
+    value = np.asarray(series.numpy(), float)
+    keep = (frequency >= f_low) & (value > 0) & np.isfinite(value)
+    return PSD(frequency[keep], value[keep], name)
+
+
+def psd_from_asd_file(path: str | Path) -> PSD:
+    """A PSD from a text file of two columns: frequency in Hz and amplitude spectral density in 1/sqrt(Hz)."""
+    try:
+        table = np.loadtxt(path, ndmin=2)
+    except OSError as error:
+        raise InputError(path, "cannot be read", "a text file of frequency and ASD") from error
+    except ValueError as error:
+        raise InputError(path, "is not a table of numbers", "two columns, Hz and 1/sqrt(Hz)") from error
+    if table.shape[1] != 2:
+        raise InputError(path, f"{table.shape[1]} columns", "two columns, Hz and 1/sqrt(Hz)")
+    return PSD(table[:, 0], table[:, 1] ** 2, str(path))
+
+
+def load_psd(spec: str) -> PSD:
+    """A PSD from a pycbc name, or from a path of an ASD file (anything holding a dot or a slash)."""
+    return psd_from_asd_file(spec) if "." in spec or "/" in spec else named_psd(spec)
+
+
+def welch_median(strain: np.ndarray, rate: float, segment: float = 4.0, name: str = "welch") -> PSD:
+    """Welch's PSD with the median over half-overlapping Hann segments, which a short loud signal hardly moves.
+
+    Args:
+        strain: (T,) float64; at least two segments long, and for whitening itself at least 8 s, since a shorter
+            estimate whitens the very window it was taken from (standard deviation 1.1 at 4 s).
+        rate: samples per second.
+        segment: length of a segment in seconds.
+    """
+    per_segment = int(round(segment * rate))
+    if strain.ndim != 1 or strain.size < 2 * per_segment:
+        raise InputError(name, f"{strain.size / rate:.1f} s of strain", f"at least {2 * segment:.1f} s for a PSD")
+    scale = _scale(strain, name)
+    frequency, value = welch(
+        strain / scale, rate, "hann", per_segment, per_segment // 2, detrend="linear", average="median"
+    )
+    return PSD(frequency[1:], np.maximum(value[1:], np.finfo(float).tiny) * scale**2, name)
+
+
+def measured_from_windows(windows: np.ndarray, rate: float, name: str = "measured") -> PSD:
+    """The median over many windows of their Hann-tapered periodograms, corrected by ln 2 for the median's bias.
+
+    Args:
+        windows: (N, T) float64 strain; with N below about 100 the result is noisy by 1.2/sqrt(N).
+        rate: samples per second.
+    """
+    if windows.ndim != 2 or windows.shape[0] < 8:
+        raise InputError(name, f"windows of shape {windows.shape}", "(N, T) with at least 8 windows")
+    scale = _scale(windows, name)
+    taper = get_window("hann", windows.shape[1])
+    centred = windows / scale - np.mean(windows / scale, axis=1, keepdims=True)
+    spectrum = np.fft.rfft(centred * taper, axis=1)
+    periodogram = 2.0 * np.abs(spectrum) ** 2 / (rate * np.sum(taper**2))
+    value = np.median(periodogram, axis=0) / _MEDIAN_OF_EXPONENTIAL
+    frequency = np.fft.rfftfreq(windows.shape[1], 1.0 / rate)
+    return PSD(frequency[1:], np.maximum(value[1:], np.finfo(float).tiny) * scale**2, name)
+
+
+def _scale(strain: np.ndarray, name: str) -> float:
+    if not np.isfinite(strain).all():
+        raise InputError(name, "a sample is NaN or infinite", "finite strain")
+    scale = float(np.sqrt(np.mean((strain / max(np.abs(strain).max(), 1e-300)) ** 2)) * np.abs(strain).max())
+    if scale == 0.0:
+        raise InputError(name, "all samples are zero", "strain with noise in it")
+    return scale

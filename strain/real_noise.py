@@ -1,0 +1,203 @@
+"""Noise as detectors recorded it: whitened windows drawn from strain files, away from known signals.
+
+Each detector's moment is drawn independently of the others' (time slides), so nothing that reached several
+detectors stays coincident: what is coincident in a drawn row is coincident by chance. With M usable seconds
+of a detector in common with another, their windows of 2 s overlap in real time in about 4 / M of the rows;
+known events are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gwtwins.strain.conditioning import F_HIGH, F_LOW, RATE
+from gwtwins.strain.draws import uniform
+from gwtwins.strain.errors import InputError
+from gwtwins.strain.events import EVENTS
+from gwtwins.strain.gwosc import read_gwosc
+from gwtwins.strain.psd import PSD
+from gwtwins.strain.recording import Conditioned, condition_recording
+
+BEFORE = 8.0  # s ahead of a merger: a 10+10 Msun inspiral spends that long above 20 Hz
+AFTER = 2.0  # s after it: ringdown, and the error of the stated time
+
+
+@dataclass
+class _Strip:
+    """All strain of one detector end to end, and where windows may start in it."""
+
+    strain: np.ndarray  # (T,) float32, the pieces one after the other
+    first: np.ndarray  # (P,) sample at which each piece begins
+    gps: np.ndarray  # (P,) GPS time of that sample
+    psd: np.ndarray  # (P,) its PSD's place in the table
+    spans: np.ndarray  # (K, 2) usable sample ranges, half-open; none crosses a piece's end
+
+
+class RealNoise:
+    """Whitened noise windows from conditioned recordings.
+
+    Args:
+        pieces: of any detectors, all at one rate, as :func:`gwtwins.strain.recording.condition_recording`
+        gives them.
+        exclude: GPS times of mergers (all of :data:`gwtwins.strain.events.EVENTS` by default).
+        before, after: seconds kept away from each of them.
+        exclude_spans: further GPS (start, end) stretches to keep away from, in every detector.
+
+    Raises:
+        InputError: no pieces, or pieces at different rates.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[Conditioned],
+        exclude: Iterable[float] | None = None,
+        before: float = BEFORE,
+        after: float = AFTER,
+        exclude_spans: Iterable[tuple[float, float]] = (),
+    ) -> None:
+        rates = sorted({piece.rate for piece in pieces})
+        if len(rates) != 1:
+            listed = ", ".join(f"{rate:g}" for rate in rates)
+            fault = f"pieces at {listed} Hz" if rates else "no usable strain"
+            raise InputError("real noise", fault, "whitened strain at one rate, at least one stretch of it")
+        self.rate = rates[0]
+        times = [event.gps for event in EVENTS] if exclude is None else list(exclude)
+        self._excluded = [(t - before, t + after) for t in times] + list(exclude_spans)
+        self._psds: list[PSD] = []
+        self._strips: dict[str, _Strip] = {}
+        for detector in sorted({piece.detector for piece in pieces}):
+            mine = [piece for piece in pieces if piece.detector == detector]
+            self._strips[detector] = self._strip(sorted(mine, key=lambda piece: piece.gps_start))
+
+    @classmethod
+    def from_files(
+        cls,
+        files: Sequence[str | Path],
+        exclude: Iterable[float] | None = None,
+        exclude_files: Sequence[str | Path] = (),
+        rate: float = RATE,
+        f_low: float = F_LOW,
+        f_high: float = F_HIGH,
+        before: float = BEFORE,
+        after: float = AFTER,
+        required: Sequence[str] | None = None,
+    ) -> RealNoise:
+        """From GWOSC files, but none of the seconds that ``exclude_files`` cover, whichever file holds them.
+
+        Raises:
+            InputError: a file is at fault, or nothing usable is left.
+        """
+        covered = []
+        for path in exclude_files:
+            recording = read_gwosc(path, required)
+            covered.append((recording.gps_start, recording.gps_end))
+        left_out = {Path(path).resolve() for path in exclude_files}
+        pieces = []
+        for path in dict.fromkeys(Path(path).resolve() for path in files):
+            if path not in left_out:
+                pieces += condition_recording(read_gwosc(path, required), rate, f_low, f_high)
+        return cls(pieces, exclude, before, after, covered)
+
+    def _strip(self, pieces: list[Conditioned]) -> _Strip:
+        first = np.concatenate([[0], np.cumsum([piece.strain.size for piece in pieces])]).astype(np.int64)
+        spans = []
+        for piece, offset in zip(pieces, first, strict=False):
+            usable = np.ones(piece.strain.size, bool)
+            for start, end in [*self._excluded, *piece.gates]:
+                inside = (np.array([start, end]) - piece.gps_start) * self.rate
+                low, high = np.clip([np.floor(inside[0]), np.ceil(inside[1])], 0, usable.size).astype(int)
+                usable[low:high] = False
+            change = np.flatnonzero(np.diff(np.concatenate([[False], usable, [False]]).astype(int)))
+            spans.append(change.reshape(-1, 2) + offset)
+        indices = np.arange(len(self._psds), len(self._psds) + len(pieces))
+        self._psds += [piece.psd for piece in pieces]
+        return _Strip(
+            np.concatenate([piece.strain for piece in pieces]),
+            first[:-1],
+            np.array([piece.gps_start for piece in pieces]),
+            indices,
+            np.concatenate(spans),
+        )
+
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        """The detectors there is strain of."""
+        return tuple(self._strips)
+
+    def psd_table(self) -> list[PSD]:
+        """The PSDs that :meth:`draw`'s ``psd_index`` points into: signals are whitened by the same ones."""
+        return list(self._psds)
+
+    def starts(self, detector: str, samples: int) -> int:
+        """In how many places a window of ``samples`` can start."""
+        return int(self._room(detector, samples)[-1])
+
+    def seconds(self, detector: str) -> float:
+        """Usable strain in seconds."""
+        return float(np.diff(self._of(detector).spans, axis=1).sum() / self.rate)
+
+    def _of(self, detector: str) -> _Strip:
+        if detector not in self._strips:
+            raise InputError("real noise", f"no strain of {detector}", "files of " + ", ".join(self._strips))
+        return self._strips[detector]
+
+    def _room(self, detector: str, samples: int) -> np.ndarray:
+        """(K + 1,) running count of window starts over the usable spans."""
+        spans = self._of(detector).spans
+        room = np.concatenate([[0], np.cumsum(np.maximum(spans[:, 1] - spans[:, 0] - samples + 1, 0))])
+        if room[-1] == 0:
+            fault = f"no usable stretch of {detector} is {samples / self.rate:g} s long"
+            raise InputError("real noise", fault, "more strain, or fewer exclusions")
+        return room
+
+    def draw(
+        self, detectors: Sequence[str], seed: int, step: int, rows: Iterable[int], samples: int
+    ) -> tuple[Tensor, Tensor]:
+        """Noise windows for the global ``rows`` of a step: a pure function of (seed, step, row, detector).
+
+        Returns:
+            strain (B, D, samples) float32, and psd_index (B, D) int64 into :meth:`psd_table`.
+
+        Raises:
+            InputError: a detector has no strain, or no stretch of it is long enough.
+        """
+        where = uniform(seed, "real noise", step, rows, len(detectors))
+        strain, index, _ = self.at(detectors, where, samples)
+        return strain, index
+
+    def at(self, detectors: Sequence[str], where: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The windows at ``where`` (B, D) in [0, 1): each detector's window starts, evenly from 0 to 1.
+
+        Returns:
+            strain (B, D, samples) float32, psd_index (B, D) int64, and GPS start times (B, D) float64.
+        """
+        position = where.numpy()
+        strain = np.empty((*position.shape, samples), np.float32)  # (B, D, T)
+        psd = np.empty(position.shape, np.int64)
+        gps = np.empty(position.shape)
+        for d, detector in enumerate(detectors):
+            strip, room = self._of(detector), self._room(detector, samples)
+            place = np.minimum((position[:, d] * room[-1]).astype(np.int64), room[-1] - 1)
+            span = np.searchsorted(room, place, side="right") - 1
+            start = strip.spans[span, 0] + place - room[span]
+            strain[:, d] = np.lib.stride_tricks.sliding_window_view(strip.strain, samples)[start]
+            piece = np.searchsorted(strip.first, start, side="right") - 1
+            psd[:, d] = strip.psd[piece]
+            gps[:, d] = strip.gps[piece] + (start - strip.first[piece]) / self.rate
+        return torch.from_numpy(strain), torch.from_numpy(psd), torch.from_numpy(gps)
+
+    def describe(self) -> dict[str, Any]:
+        """What the noise is made of, JSON-able."""
+        return {
+            "rate": self.rate,
+            "usable_seconds": {name: self.seconds(name) for name in self._strips},
+            "psds": [psd.name for psd in self._psds],
+            "excluded_gps": [list(span) for span in self._excluded],
+        }

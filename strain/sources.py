@@ -1,0 +1,127 @@
+"""Where windows come from: one interface, and the registry behind ``--data``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gwtwins.strain.batch import Batch
+from gwtwins.strain.conditioning import F_HIGH, F_LOW, RATE, WINDOW
+from gwtwins.strain.errors import InputError
+from gwtwins.strain.psd import PSD
+
+
+@dataclass
+class Window:
+    """What an encoder wants to be given; sources make their windows to it."""
+
+    rate: float = RATE
+    """Samples per second."""
+    seconds: float = WINDOW
+    """Length."""
+    f_low: float = F_LOW
+    """Lower end of the whitened band, Hz."""
+    f_high: float = F_HIGH
+    """Upper end of the whitened band, Hz."""
+
+    @property
+    def samples(self) -> int:
+        """Samples per window."""
+        return round(self.rate * self.seconds)
+
+
+class Source:
+    """Windows for pretraining (`train_batch`) and for probing (`count`, `batches`).
+
+    ``train_batch`` is a pure function of its arguments, so that resuming, worker counts and several processes
+    change nothing; ``batches`` gives a split's rows in a fixed order.
+    """
+
+    spec: str = ""
+    detectors: tuple[str, ...] = ()
+    rate: float = RATE
+    window: float = WINDOW
+    f_low: float = F_LOW
+    f_high: float = F_HIGH
+    psds: dict[str, PSD]
+    fresh_noise: bool = False
+    """Whether the same signal can be given in two noise draws (only a simulation can)."""
+
+    def train_batch(
+        self, seed: int, step: int, rows: range, progress: float = 0.0, batch: int | None = None
+    ) -> Batch:
+        """Unlabelled rows for pretraining.
+
+        Args:
+            seed: of the run.
+            step: of the optimiser.
+            rows: which rows of the step's global batch (a process of several makes only its own).
+            progress: fraction of the run that is over, in [0, 1]; an SNR curriculum depends on it.
+            batch: rows of the step's global batch, ``len(rows)`` if not given.
+        """
+        raise NotImplementedError
+
+    def train_pair(
+        self, seed: int, step: int, rows: range, progress: float = 0.0, batch: int | None = None
+    ) -> tuple[Batch, Batch]:
+        """The same signals in two independent noise draws."""
+        raise InputError(
+            f"--views noise with {self.spec}",
+            "a recorded signal comes with one noise only",
+            "--data simulated, or --views detector, pairs or augment",
+        )
+
+    def count(self, split: str) -> int:
+        """Rows in ``split``: "labelled", "test" or "unlabelled"."""
+        raise NotImplementedError
+
+    def batches(self, split: str, batch_size: int = 512) -> Iterator[Batch]:
+        """The rows of ``split`` in their fixed order, with labels where known."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON-able fingerprint of the data, saved beside every result."""
+        raise NotImplementedError
+
+
+def open_source(
+    spec: str, window: Window | None = None, device: str = "cpu", options: dict[str, Any] | None = None
+) -> Source:
+    """The source that ``--data SPEC`` names.
+
+    ``simulated``; a packed window store (``*.hdf5``); a folder in the G2Net layout; GWOSC HDF5 files (a folder, a
+    file, or several joined by commas).
+
+    Raises:
+        InputError: nothing is there, or it is none of these.
+    """
+    window = window or Window()
+    for matches, make in _sources():
+        if matches(spec):
+            return make(spec, window, device, options or {})
+    first = Path(spec.split(",")[0])
+    if not first.exists():
+        raise InputError(
+            f"--data {spec}", "no such file or folder", "simulated, a packed HDF5 file, or a folder of data"
+        )
+    raise InputError(
+        f"--data {spec}",
+        "not a kind of data that is known",
+        "a file from gwtwins.strain.pack, a G2Net folder, or GWOSC HDF5 files",
+    )
+
+
+Maker = Callable[[str, Window, str, dict[str, Any]], Source]
+
+
+def _sources() -> list[tuple[Callable[[str], bool], Maker]]:
+    """The registry: how a spec is recognised, and what opens it. Imports wait until a source is asked for."""
+
+    def simulated(spec: str, window: Window, device: str, options: dict[str, Any]) -> Source:
+        from gwtwins.strain.simulated import SimulatedSource, SimulationConfig
+
+        return SimulatedSource(SimulationConfig(**options), window, device)
+
+    return [(lambda spec: spec == "simulated", simulated)]

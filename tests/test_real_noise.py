@@ -1,0 +1,167 @@
+"""Noise drawn from recordings: where it comes from, where it never comes from, and that draws are fair."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+
+from gwosc_writer import GPS_START, coloured_noise, write_gwosc
+from gwtwins.strain.conditioning import Conditioner
+from gwtwins.strain.errors import InputError
+from gwtwins.strain.events import EVENTS
+from gwtwins.strain.psd import PSD
+from gwtwins.strain.real_noise import AFTER, BEFORE, RealNoise
+from gwtwins.strain.recording import Conditioned
+
+RATE = 1024.0
+T = 2048
+
+
+def ramp(
+    detector: str, gps: float, seconds: float, gates: list[tuple[float, float]] | None = None
+) -> Conditioned:
+    """A piece whose samples are their own GPS times, in seconds after the start of the tests' epoch."""
+    n = round(seconds * RATE)
+    psd = PSD(np.array([1.0, 1000.0]), np.full(2, 1e-46), f"{detector} {gps:.0f}")
+    value = (gps - GPS_START + np.arange(n) / RATE).astype(np.float32)
+    return Conditioned(detector, gps, RATE, value, psd, gates or [])
+
+
+@pytest.fixture(scope="module")
+def noise() -> RealNoise:
+    return RealNoise(
+        [
+            ramp("H1", GPS_START + 100.0, 7.0),
+            ramp("H1", GPS_START + 40.0, 31.0, gates=[(GPS_START + 60.0, GPS_START + 61.5)]),
+            ramp("L1", GPS_START + 0.0, 20.0),
+            ramp("L1", GPS_START + 30.0, 1.5),  # shorter than a window
+            ramp("V1", GPS_START + 0.0, 50.0),
+        ],
+        exclude=[GPS_START + 50.0, GPS_START + 500.0],
+    )
+
+
+def test_windows_are_whole_and_stay_clear_of_events_gates_and_ends(noise: RealNoise) -> None:
+    strain, _, gps = noise.at(("H1", "L1", "V1"), torch.rand(4000, 3, dtype=torch.float64), T)
+    assert strain.shape == (4000, 3, T) and strain.dtype == torch.float32
+    step = strain[..., 1:] - strain[..., :-1]
+    assert (step > 0).all() and step.max() < 1.1 / RATE  # no window jumps from one piece into another
+    np.testing.assert_allclose(strain[..., 0].numpy(), gps.numpy() - GPS_START, atol=1e-4)
+    allowed = {
+        "H1": [(40, 42), (52, 60), (61.5, 71), (100, 107)],
+        "L1": [(0, 20)],
+        "V1": [(0, 42)],  # 42 to 50 is within 8 s before the merger at 50
+    }
+    for d, spans in enumerate(allowed.values()):
+        first, last = strain[:, d, 0].numpy(), strain[:, d, -1].numpy()
+        inside = [(first >= a - 1e-3) & (last < b + 1e-3) for a, b in spans]
+        assert np.any(inside, axis=0).all()
+        assert all(hit.any() for hit in inside)
+
+
+def test_every_window_start_is_equally_likely(noise: RealNoise) -> None:
+    starts = {name: noise.starts(name, T) for name in noise.detectors}
+    assert starts["L1"] == round(18 * RATE) + 1
+    assert starts["H1"] == 1 + round(6 * RATE) + 1 + round(7.5 * RATE) + 1 + round(5 * RATE) + 1
+    # Each place of a grid over [0, 1) is one window, and all windows are there once.
+    for name in noise.detectors:
+        where = (torch.arange(starts[name], dtype=torch.float64) + 0.5) / starts[name]
+        gps = noise.at((name,), where[:, None], T)[2]
+        assert len(torch.unique(gps)) == starts[name]
+
+
+def test_draws_are_uniform_and_independent_between_detectors(noise: RealNoise) -> None:
+    strain, _ = noise.draw(("L1", "V1"), 7, 0, range(20_000), T)
+    first = strain[:, :, 0].double().numpy()
+    assert kstest(first[:, 0] / 18, "uniform").pvalue > 1e-3
+    assert kstest(first[:, 1] / 40, "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(first.T)[0, 1]) < 4 / np.sqrt(20_000)
+    # Nor are two windows at one moment more often than by chance.
+    near = np.mean(np.abs(first[:, 0] - first[:, 1]) < 0.5)
+    assert abs(near - 1.0 / 40) < 4 * np.sqrt(1 / 40 / 20_000)
+
+
+def test_a_draw_depends_on_seed_step_and_row_only(noise: RealNoise) -> None:
+    whole, index = noise.draw(("H1", "V1"), 3, 5, range(40), T)
+    parts = [noise.draw(("H1", "V1"), 3, 5, rows, T) for rows in (range(0, 13), range(13, 40))]
+    assert torch.equal(whole, torch.cat([part[0] for part in parts]))
+    assert torch.equal(index, torch.cat([part[1] for part in parts]))
+    for seed, step in ((4, 5), (3, 6)):
+        assert not torch.equal(whole, noise.draw(("H1", "V1"), seed, step, range(40), T)[0])
+
+
+def test_the_psd_index_names_the_pieces_own_psd(noise: RealNoise) -> None:
+    strain, index = noise.draw(("H1", "L1", "V1"), 0, 0, range(500), T)
+    names = [psd.name for psd in noise.psd_table()]
+    assert len(names) == 5
+    for row in range(500):
+        assert names[index[row, 0]] == f"H1 {GPS_START + (100 if strain[row, 0, 0] >= 100 else 40)}"
+        assert names[index[row, 1]] == f"L1 {GPS_START}"
+        assert names[index[row, 2]] == f"V1 {GPS_START}"
+
+
+def test_what_is_not_there_is_an_input_error(noise: RealNoise) -> None:
+    with pytest.raises(InputError, match="no strain of K1; expected files of H1, L1, V1"):
+        noise.draw(("H1", "K1"), 0, 0, range(4), T)
+    with pytest.raises(InputError, match="no usable stretch of L1 is 30 s long"):
+        noise.draw(("L1",), 0, 0, range(4), round(30 * RATE))
+    with pytest.raises(InputError, match="no usable strain"):
+        RealNoise([])
+    other = ramp("V1", GPS_START, 4.0)
+    other.rate = 2048.0
+    with pytest.raises(InputError, match="pieces at 1024, 2048 Hz"):
+        RealNoise([ramp("H1", GPS_START, 4.0), other])
+
+
+def test_256_rows_of_three_detectors_take_less_than_10_ms(noise: RealNoise) -> None:
+    taken = []
+    for step in range(12):
+        begin = time.perf_counter()
+        noise.draw(("H1", "L1", "V1"), 0, step, range(256), T)
+        taken.append(time.perf_counter() - begin)
+    assert min(taken) < 0.010
+
+
+def test_from_files_leaves_out_a_file_and_its_seconds_in_every_other(tmp_path: Path) -> None:
+    strain = coloured_noise(40, 1024)
+    whole = write_gwosc(tmp_path / "whole.hdf5", strain, 1024)
+    part = write_gwosc(tmp_path / "part.hdf5", strain[10 * 1024 : 20 * 1024], 1024, gps=GPS_START + 10)
+    livingston = write_gwosc(tmp_path / "l.hdf5", coloured_noise(30, 1024, seed=9), 1024, detector="L1")
+    files = [whole, part, livingston, whole]
+    every = RealNoise.from_files(files, rate=1024.0)
+    assert every.seconds("H1") == pytest.approx(39.0 + 9.0)
+    noise = RealNoise.from_files(files, exclude_files=[part], rate=1024.0)
+    assert noise.seconds("H1") == pytest.approx(39.0 - 10.0)
+    assert noise.seconds("L1") == pytest.approx(29.0 - 10.0)
+    where = torch.rand(2000, 2, dtype=torch.float64)
+    gps = noise.at(("H1", "L1"), where, T)[2] - GPS_START
+    assert ((gps + 2 <= 10) | (gps >= 20)).all()
+    assert str(tmp_path) not in str(noise.describe())
+    with pytest.raises(InputError, match="absent.hdf5: no such file"):
+        RealNoise.from_files(files, exclude_files=[tmp_path / "absent.hdf5"])
+
+
+def test_real_noise_is_white_and_holds_no_event(gwosc: Path) -> None:
+    noise = RealNoise.from_files(sorted(gwosc.glob("*.hdf5")), rate=1024.0)
+    assert noise.detectors == ("H1", "L1", "V1")
+    assert all(noise.seconds(name) > 150 for name in noise.detectors)
+    where = torch.rand(3000, 3, dtype=torch.float64)
+    strain, index, gps = noise.at(noise.detectors, where, T)
+    for event in EVENTS:
+        assert ((gps + 2.0 <= event.gps - BEFORE + 1e-3) | (gps >= event.gps + AFTER - 1e-3)).all()
+    spread = strain.std(dim=(0, 2))
+    assert (abs(spread - 1) < 0.02).all()
+    one = strain.std(dim=2)
+    assert 0.8 < one.min() and one.max() < 1.6
+    assert index.max() < len(noise.psd_table())
+
+
+def test_signals_can_be_whitened_by_the_psds_of_the_table(gwosc: Path) -> None:
+    noise = RealNoise.from_files(sorted(gwosc.glob("*.hdf5"))[:3])
+    for psd in noise.psd_table():
+        Conditioner([psd], 2048.0)

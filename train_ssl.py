@@ -1,0 +1,229 @@
+"""Pretrain an encoder on unlabelled strain and export it.
+
+    python train_ssl.py --views detector                    simulated data, nothing to download, 4 minutes
+    python train_ssl.py --data windows.hdf5 --minutes 60    a packed set of windows
+    python train_ssl.py --config configs/real_noise.yaml    a ready-made run; options override it
+    python train_ssl.py --resume runs/latest                go on with an interrupted run
+
+The run's folder holds encoder.safetensors and encoder.json (what eval_probe.py and scan_strain.py read), the resolved
+config.yaml, metrics.jsonl, TensorBoard logs, checkpoints and plots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gwtwins.ssl.augment import AugmentConfig
+from gwtwins.strain.command import claim_folder, new_run_folder, parse, plain, point_latest, read_config, write_text
+from gwtwins.strain.errors import InputError, run_command
+from gwtwins.strain.simulated import SimulationConfig
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """The run."""
+
+    views: str = "detector"
+    """What two views are: detector (H1 or L1 against V1), pairs (of detectors), noise (draws) or augment."""
+    data: str = "simulated"
+    """simulated, a packed HDF5 file, a folder in the G2Net layout, or GWOSC files joined by commas."""
+    out: str = ""
+    """Folder of the run; runs/<date-time> if empty."""
+    seed: int = 0
+    """Seed of every draw and of the initial weights."""
+    steps: int = 0
+    """Budget in optimiser steps; 0 to take --minutes."""
+    minutes: float = 4.0
+    """Budget in minutes: the speed is measured once and turned into a number of steps."""
+    encoder: str = "cnn_gru"
+    """Encoder by name: cnn_gru or cnn_gru_2021."""
+    encoder_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of the encoder, e.g. --encoder_args.width 64."""
+    shared: bool = True
+    """One encoder for all detectors; false for one for H1 and L1 and another for V1 and K1."""
+    f_low: float = 20.0
+    """Lower end of the whitened band, Hz."""
+    f_high: float = 500.0
+    """Upper end of the whitened band, Hz."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    monitor_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    watch: int = 600
+    """Labelled rows on which the frozen encoder is watched during the run; 0 for none. Never used to choose."""
+    resume: str = ""
+    """Folder of an interrupted run to go on with, by its own config.yaml."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    found = {"python": platform.python_version()}
+    for name in ("gwtwins", "torch", "lightly", "pytorch-lightning", "numpy", "scipy", "scikit-learn", "pycbc"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def resumed(folder: str, argv: list[str]) -> list[str]:
+    """The command line that goes on with the run in ``folder``: its own config, and what was typed beside --resume."""
+    config = Path(folder) / "config.yaml"
+    if not config.is_file():
+        raise InputError(folder, "holds no config.yaml", "the folder of an interrupted run")
+    allowed = {"resume", "steps", "minutes", "device", "checkpoint_every", "monitor_every"}
+    for word in argv:
+        name = word[2:].partition("=")[0].replace("-", "_")
+        if word.startswith("--") and name not in allowed:
+            raise InputError("--resume", f"{word} would make it another run", "budget and device options only")
+    read_config(config, [f.name for concern in concerns() for f in dataclasses.fields(concern)])
+    return ["--config", str(config), *argv]
+
+
+def concerns() -> list[type]:
+    """The dataclasses whose fields are the options."""
+    from gwtwins.ssl.objectives import ObjectiveConfig
+    from gwtwins.ssl.pretrain import OptimiserConfig
+
+    return [RunConfig, OptimiserConfig, ObjectiveConfig, SimulationConfig, AugmentConfig]
+
+
+def train(argv: list[str] | None = None) -> int:
+    """Parse, pretrain, export; the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    description = __doc__.split("\n")[0]
+    folder = next((b for a, b in zip(argv, [*argv[1:], ""], strict=True) if a == "--resume"), "")
+    folder = folder or next((a.partition("=")[2] for a in argv if a.startswith("--resume=")), "")
+    if folder:
+        argv = resumed(folder, argv)
+    (run, optimiser, objective_config, simulation, augment), flat = parse(
+        "train_ssl.py", description, concerns(), argv
+    )
+    # Seconds of imports wait until the options are known to be right.
+    import pytorch_lightning as pl
+    import torch
+
+    from gwtwins.encoders.paired import PairedEncoder
+    from gwtwins.encoders.weights import save_encoder
+    from gwtwins.ssl import monitors
+    from gwtwins.ssl.objectives import Objective
+    from gwtwins.ssl.pretrain import Feed, Pretraining, measure_step_seconds
+    from gwtwins.ssl.views import make_views
+    from gwtwins.strain.sources import Window, open_source
+
+    optimiser.check()
+    if run.steps < 0 or (run.steps == 0 and run.minutes <= 0):
+        raise InputError("budget", f"--steps {run.steps} --minutes {run.minutes:g}", "more than nothing")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if run.device == "auto" else run.device
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"--device {run.device}", "is not to be had here", "cpu, cuda or auto")
+    pl.seed_everything(run.seed, verbose=False)
+    encoder = PairedEncoder(run.encoder, run.encoder_args, shared=run.shared, f_low=run.f_low, f_high=run.f_high)
+    window = Window(encoder.rate, encoder.window, run.f_low, run.f_high)
+    source = open_source(run.data, window, device, dataclasses.asdict(simulation))
+    pl.seed_everything(run.seed, verbose=False)
+    encoder = PairedEncoder(
+        run.encoder, run.encoder_args, source.detectors, run.shared, source.psds, run.f_low, run.f_high
+    )
+    objective = Objective(objective_config, encoder.embedding_dim)
+    maker = make_views(run.views, source, augment)
+
+    if folder:
+        out = Path(folder)
+        if (out / "encoder.safetensors").exists() and not _longer(out, run.steps):
+            print(f"{out} is finished; its encoder is {out / 'encoder.safetensors'}")
+            return 0
+    else:
+        out = claim_folder(run.out, new_run_folder())
+    module = Pretraining(encoder, objective, optimiser, run.steps)
+    feed = Feed(maker, run.seed, run.steps, optimiser.batch, lambda: module.global_step)
+    if run.steps == 0:
+        seconds = measure_step_seconds(module.to(device), feed)
+        run.steps = max(10, round(60 * run.minutes / seconds))
+        print(f"{seconds * 1e3:.0f} ms a step: {run.minutes:g} minutes are {run.steps} steps of {optimiser.batch} rows")
+        module.steps = feed.steps = run.steps
+    flat["steps"], flat["out"], flat["resume"] = run.steps, str(out), ""
+    write_text(out / "config.yaml", yaml.safe_dump(plain(flat), sort_keys=False))
+    if out.parent == Path("runs"):
+        point_latest(out)
+    print(f"run: {out}")
+
+    checkpoint = monitors.Checkpoint(out / "checkpoints", run.checkpoint_every)
+    graceful = monitors.GracefulStop(checkpoint)
+    watch = _watcher(source, run.watch, device) if run.watch else None
+    watch_every = max(run.monitor_every, run.steps // 8 // run.monitor_every * run.monitor_every)
+    monitor = monitors.Monitor(out, feed, optimiser.batch, run.monitor_every, watch, watch_every)
+    trainer = pl.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=1,
+        precision=optimiser.precision,
+        max_steps=run.steps,
+        max_epochs=-1,
+        gradient_clip_val=optimiser.clip or None,
+        callbacks=[monitors.Progress(optimiser.batch), monitor, checkpoint, graceful],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    last = out / "checkpoints" / "last.ckpt"
+    began = time.perf_counter()
+    trainer.fit(module, feed, ckpt_path=str(last) if folder and last.exists() else None, weights_only=True)
+    if graceful.exit_status:
+        print(f"stopped at step {trainer.global_step} of {run.steps}; go on with --resume {out}", file=sys.stderr)
+        return graceful.exit_status
+    card = {
+        "objective": objective_config.objective,
+        "views": run.views,
+        "data": source.describe(),
+        "steps": run.steps,
+        "batch": optimiser.batch,
+        "seed": run.seed,
+        "seconds": round(time.perf_counter() - began, 1),
+        "figures": _last_line(out / "metrics.jsonl"),
+        "versions": versions(),
+        "licence": "GPL-3.0-or-later",
+    }
+    save_encoder(encoder.cpu(), out, plain(card))
+    print(f"encoder: {out / 'encoder.safetensors'} ({card['seconds'] / 60:.1f} minutes)")
+    return 0
+
+
+def _longer(out: Path, steps: int) -> bool:
+    """Whether a finished run is asked to go on to more steps than it made."""
+    return steps > json.loads((out / "encoder.json").read_text()).get("steps", 0)
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1]) if lines else {}
+
+
+def _watcher(source: Any, rows: int, device: str) -> Any:
+    """A function that scores the frozen encoder on a few labelled rows: for watching only."""
+    from gwtwins.probes.watch import LabelledWatch
+
+    return LabelledWatch(source, rows, device) if source.count("labelled") >= 60 else None
+
+
+def main() -> None:
+    """Entry point of gwtwins-train."""
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    sys.exit(run_command(train))
+
+
+if __name__ == "__main__":
+    main()
