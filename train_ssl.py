@@ -14,10 +14,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from gwtwins.ssl.augment import AugmentConfig
 from gwtwins.strain.command import claim_folder, new_run_folder, parse, plain, point_latest, read_config, write_text
 from gwtwins.strain.errors import InputError, run_command
 from gwtwins.strain.simulated import SimulationConfig
+from gwtwins.strain.versions import versions
 
 
 @dataclasses.dataclass
@@ -35,6 +34,8 @@ class RunConfig:
 
     views: str = "detector"
     """What two views are: detector (H1 or L1 against V1), pairs (of detectors), noise (draws) or augment."""
+    augment: bool = False
+    """Augment the views of any kind (--aug-... options); --views augment always does."""
     data: str = "simulated"
     """simulated, a packed HDF5 file, a folder in the G2Net layout, or GWOSC files joined by commas."""
     out: str = ""
@@ -65,17 +66,6 @@ class RunConfig:
     """Labelled rows on which the frozen encoder is watched during the run; 0 for none. Never used to choose."""
     resume: str = ""
     """Folder of an interrupted run to go on with, by its own config.yaml."""
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    found = {"python": platform.python_version()}
-    for name in ("gwtwins", "torch", "lightly", "pytorch-lightning", "numpy", "scipy", "scikit-learn", "pycbc"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
 
 
 def resumed(folder: str, argv: list[str]) -> list[str]:
@@ -138,7 +128,7 @@ def train(argv: list[str] | None = None) -> int:
         run.encoder, run.encoder_args, source.detectors, run.shared, source.psds, run.f_low, run.f_high
     )
     objective = Objective(objective_config, encoder.embedding_dim)
-    maker = make_views(run.views, source, augment)
+    maker = make_views(run.views, source, augment, run.augment)
 
     if folder:
         out = Path(folder)
@@ -165,23 +155,24 @@ def train(argv: list[str] | None = None) -> int:
     watch = _watcher(source, run.watch, device) if run.watch else None
     watch_every = max(run.monitor_every, run.steps // 8 // run.monitor_every * run.monitor_every)
     monitor = monitors.Monitor(out, feed, optimiser.batch, run.monitor_every, watch, watch_every)
-    trainer = pl.Trainer(
-        accelerator="gpu" if device == "cuda" else "cpu",
-        devices=1,
-        precision=optimiser.precision,
-        max_steps=run.steps,
-        max_epochs=-1,
-        gradient_clip_val=optimiser.clip or None,
-        callbacks=[monitors.Progress(optimiser.batch), monitor, checkpoint, graceful],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
     last = out / "checkpoints" / "last.ckpt"
     began = time.perf_counter()
-    trainer.fit(module, feed, ckpt_path=str(last) if folder and last.exists() else None, weights_only=True)
+    with monitors.quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator="gpu" if device == "cuda" else "cpu",
+            devices=1,
+            precision=optimiser.precision,
+            max_steps=run.steps,
+            max_epochs=-1,
+            gradient_clip_val=optimiser.clip or None,
+            callbacks=[monitors.Progress(optimiser.batch), monitor, checkpoint, graceful],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module, feed, ckpt_path=str(last) if folder and last.exists() else None, weights_only=True)
     if graceful.exit_status:
         print(f"stopped at step {trainer.global_step} of {run.steps}; go on with --resume {out}", file=sys.stderr)
         return graceful.exit_status

@@ -29,7 +29,7 @@ class CnnGruConfig:
     """Highest band, Hz."""
     kernel: int = bounded(128, 8, 4096)
     """Samples of the stem's filters."""
-    stride: int = bounded(32, 1, 1024)
+    stride: int = bounded(16, 1, 1024)
     """Samples between frames."""
     stem: str = field(default="sine_gaussian", metadata={"choices": ("sine_gaussian", "random")})
     """How the stem's filters start."""
@@ -39,6 +39,8 @@ class CnnGruConfig:
     """Convolutions after the stem."""
     conv_kernel: int = bounded(5, 1, 31)
     """Frames each convolution sees."""
+    reduce: int = bounded(4, 1, 64)
+    """Frames that the last convolution makes one of, so that the GRU takes fewer steps."""
     hidden: int = bounded(64, 4, 1024)
     """Units of the GRU in each direction."""
     pooling: str = field(default="mean_max", metadata={"choices": tuple(POOLINGS)})
@@ -60,8 +62,9 @@ class CnnGru(nn.Module):
         )
         blocks: list[nn.Module] = [nn.BatchNorm1d(self.stem.channels)]
         channels = self.stem.channels
-        for _ in range(c.layers):
-            conv = nn.Conv1d(channels, c.width, c.conv_kernel, padding=c.conv_kernel // 2, bias=False)
+        for i in range(c.layers):
+            step = c.reduce if i == c.layers - 1 else 1
+            conv = nn.Conv1d(channels, c.width, c.conv_kernel, step, c.conv_kernel // 2, bias=False)
             blocks += [conv, nn.BatchNorm1d(c.width), nn.ReLU(inplace=True)]
             channels = c.width
         self.cnn = nn.Sequential(*blocks)

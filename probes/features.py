@@ -58,8 +58,7 @@ class Features:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over name, type, shape and bytes of every parameter and buffer; the device makes no
-    difference."""
+    """SHA-256 over name, type, shape and bytes of every parameter and buffer, on whichever device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(
         [*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]
@@ -124,8 +123,7 @@ def embed(
 
 
 def _arrange(batch: Batch, have: tuple[str, ...], want: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Strain (B, D, T) and presence (B, D) in the encoder's order of detectors; those not in the data are
-    absent."""
+    """Strain (B, D, T) and presence (B, D) in the encoder's order; detectors not in the data are absent."""
     if have == want:
         return batch.strain, batch.present
     index = [want.index(name) for name in have]
@@ -205,8 +203,7 @@ class FeatureMap:
             raise InputError("features", f"{kind!r}", " or ".join(KINDS))
         self.kind = kind
         self.state: dict[str, Array] = {}
-        """``mean``, ``inverse`` (D, E) and, if coherent, ``pair_mean``, ``pair_inverse`` (pairs, E):
-        float64."""
+        """float64 ``mean``, ``inverse`` (D, E) and, if coherent, ``pair_mean``, ``pair_inverse`` (pairs, E)."""
 
     @property
     def n_features(self) -> int:
@@ -268,8 +265,7 @@ class FeatureMap:
 
     @staticmethod
     def _products(z: Array, here: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
-        """Products (N, pairs, E) of the detectors' standardised embeddings, and where both are present (N,
-        pairs)."""
+        """Products (N, pairs, E) of standardised embeddings, and where both are present (N, pairs)."""
         a, b = (list(side) for side in zip(*combinations(range(z.shape[1]), 2), strict=True))
         return z[:, a] * z[:, b], here[:, a] & here[:, b]
 
@@ -289,8 +285,7 @@ def _blocks(x: Array, index: NDArray[np.integer]) -> Iterator[NDArray[np.integer
 
 
 def _standard(parts: Iterator[tuple[Array, NDArray[np.bool_]]]) -> tuple[Array, Array]:
-    """Mean (G, E) and inverse scale (G, E) over blocks of values (N, G, E), counting rows where (N, G) is
-    true.
+    """Mean and inverse scale, both (G, E), over blocks of values (N, G, E) where (N, G) is true.
 
     The variance is drawn towards the group's median by `PRIOR_ROWS`; the inverse scale of a feature that
     never varies is 0. One pass, about the first row of each group, so that a large mean costs no digits.

@@ -1,5 +1,4 @@
-"""The k-nearest-neighbour probe: nothing is fitted, so it shows how the embedding space itself is laid
-out."""
+"""The k-nearest-neighbour probe: nothing is fitted, so it shows how the embeddings themselves lie."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ from gwtwins.strain.errors import InputError
 Array = NDArray[np.floating]
 
 TEMPERATURE = 0.1
-"""A neighbour of cosine similarity s votes with exp(s / 0.1); 0.07 in Wu et al. (arXiv:1805.01978), 0.1 in
-lightly."""
+"""A neighbour of cosine similarity s votes with exp(s / 0.1): lightly's value; 0.07 in arXiv:1805.01978."""
 MAX_K = 1000
 BLOCK = 1 << 24
 """Elements of a block of features (64 MiB)."""
@@ -46,8 +44,7 @@ class KnnProbe:
         label: ArrayLike,
         rows: NDArray[np.integer] | None = None,
     ) -> KnnProbe:
-        """Remember the labelled ``rows`` (all by default) of embeddings (N, D, E), by reference, not by
-        copy."""
+        """Remember the labelled ``rows`` (all by default) of embeddings (N, D, E), which are not copied."""
         self._index = np.arange(len(embeddings)) if rows is None else np.sort(np.asarray(rows))
         if not self._index.size:
             raise InputError("labels", "no labelled rows", "at least one")

@@ -1,5 +1,4 @@
-"""The linear probe: logistic regression on frozen embeddings, from ten labels to a hundred thousand, and its
-files."""
+"""The linear probe: logistic regression on frozen embeddings, from ten labels up, and its files."""
 
 from __future__ import annotations
 
@@ -36,8 +35,7 @@ _FRAC = "a fraction in (0, 1], or a whole number of labels from 10 up"
 
 
 def parse_frac(text: object, n_labelled: int) -> int:
-    """How many labels ``--frac`` asks for: 0 < F <= 1 a fraction of ``n_labelled`` (1 is all), from 10 up a
-    count.
+    """How many labels ``--frac`` asks for: up to 1 a fraction of ``n_labelled`` (1 is all), from 10 up a count.
 
     Raises InputError for anything else, for fewer than ten labels and for more than there are.
     """
@@ -63,8 +61,7 @@ def parse_frac(text: object, n_labelled: int) -> int:
 def labelled_subset(
     ids_or_n: Sequence[str] | int, n: int, seed: int, label: ArrayLike | None = None
 ) -> NDArray[np.int64]:
-    """Which ``n`` rows are given labels: indices in the order they are drawn, the same for every ``n`` of a
-    seed.
+    """Which ``n`` rows are given labels: indices in the order they are drawn.
 
     A simple random sample without replacement; a smaller one is the beginning of a larger one. With ids the
     order is that of a hash of (seed, id), so that it does not depend on how rows are sorted.
@@ -91,9 +88,8 @@ def labelled_subset(
         drawn = np.asarray(label)[order] == 1
         for kind in (True, False):
             first = np.flatnonzero(drawn == kind)[:2]
-            late = first[first >= MIN_LABELS]
-            if late.size:
-                order = np.insert(np.delete(order, late), MIN_LABELS - late.size, order[late])
+            if first.size and first[-1] >= MIN_LABELS:
+                order = np.insert(np.delete(order, first), MIN_LABELS - first.size, order[first])
                 break
     return order[:n].astype(np.int64)
 
@@ -234,8 +230,9 @@ class LinearProbe:
             else Path(path).with_suffix(".safetensors")
         )
         beside = target.with_suffix(".json")
+        text = _read(beside)
         try:
-            node = json.loads(_read(beside))
+            node = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise InputError(beside, "is not JSON", "a saved probe") from error
         entry = node.get("linear_probe") if isinstance(node, dict) else None

@@ -20,13 +20,11 @@ Array = NDArray[np.float64]
 
 Z95 = float(stats.norm.ppf(0.975))
 MIN_FALSE_ALARMS = 10
-"""Noise rows that must lie above a threshold before the threshold counts as measured (relative error 1/sqrt
-10)."""
+"""Noise rows above a threshold before it counts as measured (relative error 1/sqrt 10)."""
 
 
 def wilson(detected: ArrayLike, total: ArrayLike) -> tuple[Array, Array]:
-    """Wilson 95% interval of a binomial fraction (Wilson 1927); NaN where ``total`` is 0. Shapes
-    broadcast."""
+    """Wilson 95% interval of a binomial fraction (Wilson 1927), NaN where ``total`` is 0; shapes broadcast."""
     k, n = np.asarray(detected, dtype=np.float64), np.asarray(total, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         p = k / n
@@ -110,8 +108,7 @@ def efficiency_vs_snr(
     fap: float,
     edges: Sequence[float] = (4, 6, 8, 10, 12, 14, 16),
 ) -> dict[str, Any]:
-    """Efficiency at ``fap`` in bins of network SNR, lower edge included (the last bin holds its upper edge
-    too).
+    """Efficiency at ``fap`` in bins of network SNR, lower edges included (and the uppermost).
 
     ``snr`` (N,) is read for signals only; those outside the edges, or with an unknown (NaN) SNR, are counted
     in ``outside``. The threshold is common to the bins, so their Wilson intervals hold the spread of the
@@ -235,8 +232,7 @@ def _by_class(label: ArrayLike, score: ArrayLike) -> tuple[Array, Array]:
 
 
 def _placements(signal: Array, noise: Array) -> tuple[Array, Array, Array]:
-    """AUC (S,) of S scores, and each row's placement among the other class, (S, n_signal) and (S,
-    n_noise)."""
+    """AUC (S,) of S scores, and the rows' placements among the other class, (S, n_signal), (S, n_noise)."""
     m, n = signal.shape[1], noise.shape[1]
     ranks = stats.rankdata(np.concatenate([signal, noise], axis=1), axis=1)
     by_signal = (ranks[:, :m] - stats.rankdata(signal, axis=1)) / n  # fraction of the noise below this signal

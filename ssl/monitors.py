@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,29 @@ from gwtwins.ssl.pretrain import Feed, Pretraining
 from gwtwins.strain.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
 _LINE_EVERY = 15.0  # seconds between progress lines where the output is not a terminal
+
+
+# What Lightning says on every fit about its own insides, or about what this project means to do.
+_LIGHTNING_WARNINGS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.15
+    r"GPU available but not used",  # --device cpu
+    r"You're resuming from a checkpoint that ended before the epoch ended",  # the feed starts at the step itself
+)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's notices (hardware found, products to try, defaults taken); its warnings stay."""
+    log = logging.getLogger("pytorch_lightning")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in _LIGHTNING_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 class Progress(pl.Callback):

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -55,20 +55,21 @@ def _cross(batch: Batch, pair: Tensor, present: Tensor) -> Views:
     return Views(_pick(strain, pair[:, 0]), _pick(strain, pair[:, 1]), pair[:, 0], pair[:, 1])
 
 
-def make_views(kind: str, source: Source, seed: int, augment: AugmentConfig | None = None) -> ViewMaker:
+def make_views(kind: str, source: Source, augment: AugmentConfig, always: bool = False) -> ViewMaker:
     """The function ``(seed, step, rows, progress, batch) -> Views`` behind ``--views``.
 
-    Every choice is a function of (seed, step, global row).
+    Every choice is a function of (seed, step, global row). With ``always`` the views of any kind are augmented on top.
 
     Raises:
         InputError: an unknown kind, or a source without the detectors, or the noise, that it needs.
     """
     if kind not in _MAKERS:
         raise InputError(f"--views {kind}", "not a kind of views", ", ".join(_MAKERS))
-    return _MAKERS[kind](source, augment or AugmentConfig())
+    maker = _MAKERS[kind](source)
+    return _augmented(maker, source, augment) if always or kind == "augment" else maker
 
 
-def _detector(source: Source, config: AugmentConfig) -> ViewMaker:
+def _detector(source: Source) -> ViewMaker:
     hl = [i for i, name in enumerate(source.detectors) if BRANCH[name] == "hl"]
     v = [i for i, name in enumerate(source.detectors) if BRANCH[name] == "v"]
     if not hl or not v:
@@ -78,7 +79,7 @@ def _detector(source: Source, config: AugmentConfig) -> ViewMaker:
     return _from_pairs(source, pairs, lambda u, step: (u * len(pairs)).long())
 
 
-def _pairs(source: Source, config: AugmentConfig) -> ViewMaker:
+def _pairs(source: Source) -> ViewMaker:
     pairs = torch.tensor(list(combinations(range(len(source.detectors)), 2)))
     if not len(pairs):
         raise InputError("--views pairs", "the data hold one detector", "two or more; or --views augment")
@@ -102,7 +103,7 @@ def _one_detector(batch: Batch, seed: int, step: int, rows: range) -> tuple[Tens
     return detector, batch.present.any(dim=1)
 
 
-def _noise(source: Source, config: AugmentConfig) -> ViewMaker:
+def _noise(source: Source) -> ViewMaker:
     if not source.fresh_noise:
         source.train_pair(0, 0, range(1))  # refuses with its reason
 
@@ -115,24 +116,36 @@ def _noise(source: Source, config: AugmentConfig) -> ViewMaker:
     return views
 
 
-def _augment(source: Source, config: AugmentConfig) -> ViewMaker:
+def _augment(source: Source) -> ViewMaker:
+    """One detector's window twice; what tells the two apart is `_augmented`'s."""
+
+    def views(seed: int, step: int, rows: range, progress: float, batch: int) -> Views:
+        windows = source.train_batch(seed, step, rows, progress, batch)
+        detector, keep = _one_detector(windows, seed, step, rows)
+        x = _pick(windows.strain[keep], detector[keep])
+        return Views(x, x, detector[keep], detector[keep])
+
+    return views
+
+
+def _augmented(maker: ViewMaker, source: Source, config: AugmentConfig) -> ViewMaker:
     psds = [source.psds[name] for name in source.detectors]
     extra = [load_psd(name) for name in config.aug_noise_psds] if config.aug_noise_probability > 0 else []
     augmenter = Augmenter(config, source.rate, source.f_low, source.f_high, psds, extra, source.window)
 
     def views(seed: int, step: int, rows: range, progress: float, batch: int) -> Views:
-        windows = source.train_batch(seed, step, rows, progress, batch)
-        detector, keep = _one_detector(windows, seed, step, rows)
-        x, detector = _pick(windows.strain[keep], detector[keep]), detector[keep]
-        kept = [row for row, k in zip(rows, keep.tolist(), strict=True) if k]
-        moved = augmenter.to(x.device)
-        first, second = (moved(x, seed, step, kept, f"augment {n}", detector) for n in ("first", "second"))
-        return Views(first, second, detector, detector)
+        made = maker(seed, step, rows, progress, batch)
+        # Rows that lacked a detector are gone: the augmentation's draws go by a row's place among those left.
+        left = range(rows.start, rows.start + len(made))
+        augmenter.to(made.first.device)
+        first = augmenter(made.first, seed, step, left, "augment first", made.first_detector)
+        second = augmenter(made.second, seed, step, left, "augment second", made.second_detector)
+        return replace(made, first=first, second=second)
 
     return views
 
 
-_MAKERS: dict[str, Callable[[Source, AugmentConfig], ViewMaker]] = {
+_MAKERS: dict[str, Callable[[Source], ViewMaker]] = {
     "detector": _detector,
     "pairs": _pairs,
     "noise": _noise,

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from gwtwins.strain.errors import InputError
 
 _MAX_CONFIG_BYTES = 1 << 20
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help says what stands under each field
 
 
 class _Parser(ArgumentParser):
@@ -58,7 +60,9 @@ def parse(
     """
     parser = _parser(prog, description, concerns)
     known = [f.name for concern in concerns for f in dataclasses.fields(concern)]
-    argv, values = _split(list(sys.argv[1:] if argv is None else argv), [*known, "config", "help"], prog, positional)
+    flags = {f.name for concern in concerns for f in dataclasses.fields(concern) if isinstance(f.default, bool)}
+    argv = _spell_out(list(sys.argv[1:] if argv is None else argv), flags)
+    argv, values = _split(argv, [*known, "config", "help"], prog, positional)
     given = parser.parse_args(argv, defaults=False)
     config = given.config if "config" in given else None
     merged = parser.get_defaults()
@@ -71,6 +75,17 @@ def parse(
     if positional:
         flat[positional] = values
     return made, flat
+
+
+def _spell_out(argv: list[str], flags: set[str]) -> list[str]:
+    """A bare ``--flag`` as ``--flag=true``."""
+    said = ("true", "false", "yes", "no")
+    return [
+        f"{word}=true"
+        if word.startswith("--") and word[2:].replace("-", "_") in flags and after.lower() not in said
+        else word
+        for word, after in zip(argv, [*argv[1:], ""], strict=False)
+    ]
 
 
 def _split(argv: list[str], known: list[str], prog: str, positional: str | None) -> tuple[list[str], list[str]]:

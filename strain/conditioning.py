@@ -78,9 +78,11 @@ class Conditioner(nn.Module):
         # unit power have after the inverse transform.
         noise_power = np.stack([psd.at(frequency) for psd in psds]) * rate_in * self.n_in / 2
         gain = self.n_out / np.sqrt(2 * len(frequency)) / np.sqrt(noise_power)
-        taper_fraction = 0.0 if margin > 0 else 2 * EDGE_TAPER / window
+        # Periodic (sym=False): it ends at the window's end, not at the last sample, which each rate has elsewhere.
+        fraction = 0.0 if margin > 0 else 2 * EDGE_TAPER / window
+        taper = torch.from_numpy(tukey(self.n_in, fraction, sym=False))
         self.register_buffer("gain", torch.from_numpy(gain), persistent=False)  # (D, K)
-        self.register_buffer("taper", torch.from_numpy(tukey(self.n_in, taper_fraction)), persistent=False)
+        self.register_buffer("taper", taper, persistent=False)
         self.gain: Tensor
         self.taper: Tensor
 

@@ -1,7 +1,7 @@
 """The layout of the G2Net 2021 data: a folder of .npy windows, with or without labels.
 
 ROOT/training_labels.csv              id,target      (may be absent: then nothing is labelled)
-ROOT/train/a/b/c/abcXXXXXXX.npy       (3, 4096) float64 or float32, rows H1, L1, V1, 2 s at 2048 Hz, raw strain
+ROOT/train/a/b/c/abcXXXXXXX.npy       (3, 4096) float64 or float32: H1, L1, V1; 2 s of raw strain at 2048 Hz
 ROOT/test/a/b/c/abcXXXXXXX.npy        the same; never labelled, and open to pretraining
 """
 
@@ -52,8 +52,8 @@ class G2NetFolder:
         root: the folder that holds train/, test/ or both.
 
     Raises:
-        InputError: no windows; an id of odd characters, given twice or lying in the wrong folder; labels that are
-            not 0 or 1; a labelled id without a file, or a file in train/ without a label where there are labels.
+        InputError: no windows; an id of odd characters, given twice or lying in the wrong folder; labels that
+            are not 0 or 1; a labelled id without a file; where there are labels, a train/ file without one.
     """
 
     detectors: tuple[str, ...] = DETECTORS
@@ -106,8 +106,8 @@ class G2NetFolder:
             raise InputError(path, fault, f"{window_path(self.root, 'train', absent[0])}")
         unlabelled = sorted(train - targets.keys())
         if unlabelled:
-            fault = f"{len(unlabelled)} of {len(train)} windows in train/ have no label, the first is {unlabelled[0]}"
-            raise InputError(path, fault, "a line for each window in train/")
+            fault = f"{len(unlabelled)} of {len(train)} windows in train/ have no label"
+            raise InputError(path, f"{fault}, the first is {unlabelled[0]}", "a line for each")
         return targets
 
 
@@ -246,5 +246,5 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     file = BytesIO(header)
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file, _MAX_HEADER)
-    return np.lib.format.read_array_header_2_0(file, _MAX_HEADER)
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)

@@ -1,8 +1,9 @@
 """Pack a folder in the G2Net layout into one window store:  python -m gwtwins.strain.pack SRC OUT.hdf5
 
-Half a million files become one that is read in any order at disk speed. Every file is checked on the way. Rows are
-written to OUT.hdf5.partial, which is renamed when all is there; stopped at any moment, even by SIGKILL, the same
-command goes on where it was. Memory does not grow with the number of windows beyond their names.
+Half a million files become one that is read in any order at disk speed. Every file is checked on the way.
+Rows are written to OUT.hdf5.partial, which is renamed when all is there; stopped at any moment, even by
+SIGKILL, the same command goes on where it was. Memory does not grow with the number of windows beyond their
+names.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def pack(
     Args:
         source: a folder in the G2Net layout.
         out: the file to write; its folder must exist.
-        workers: processes; as many as this one may use of the machine's cores if not given. They are spawned: a script
-            that calls this with more than one needs ``if __name__ == "__main__":``.
+        workers: processes; as many as there are cores to use if not given. They are spawned: a script that
+            calls this with more than one needs ``if __name__ == "__main__":``.
         overwrite: replace ``out``, and a partial file made from other windows.
         skip_bad: leave bad windows out and name them on stderr, instead of stopping at the first.
         psd_windows: how many windows the PSD is measured from.
@@ -55,8 +56,8 @@ def pack(
         progress: show it, with the time left.
 
     Raises:
-        InputError: what :class:`G2NetFolder` and :func:`read_window` raise; ``out`` exists; no room for it; the
-            partial file is of other windows, or another process is at work on it.
+        InputError: what :class:`G2NetFolder` and :func:`read_window` raise; ``out`` exists; no room for it;
+            the partial file is of other windows, or another process is at work on it.
     """
     out = Path(out)
     workers = usable_cores() if workers is None else workers
@@ -72,7 +73,7 @@ def pack(
         if not skip_bad:
             state[state == SKIPPED] = PENDING  # an earlier run left them out; this one has to stop at them
         where = offsets(partial)
-        _check_room(partial, folder, np.count_nonzero(state == PENDING))
+        _check_room(partial, folder, int(np.count_nonzero(state == PENDING)))
         jobs = [
             Block(
                 root=str(folder.root),
@@ -156,14 +157,22 @@ def _begin(folder: G2NetFolder, partial: Path, overwrite: bool) -> tuple[np.ndar
     scale = _measured_scale(folder)
     origin = folder.root.resolve().name.encode("ascii", "replace").decode()
     create_store(
-        partial, folder.ids, folder.label, folder.gps, folder.pretrain_only, scale, folder.detectors, folder.rate,
-        folder.samples, origin,
-    )  # fmt: skip
+        partial,
+        ids=folder.ids,
+        label=folder.label,
+        gps=folder.gps,
+        pretrain_only=folder.pretrain_only,
+        scale=scale,
+        detectors=folder.detectors,
+        rate=folder.rate,
+        samples=folder.samples,
+        origin=origin,
+    )
     return scale, np.full(len(folder), PENDING, np.uint8)
 
 
 def _measured_scale(folder: G2NetFolder) -> np.ndarray:
-    """(D,) the power of two nearest each detector's RMS in some windows; bad windows are met again when packed."""
+    """(D,) the power of two nearest each detector's RMS in some windows; packing will meet the bad ones."""
     powers = []
     for row in np.random.default_rng(len(folder)).permutation(len(folder))[:_SCALE_WINDOWS]:
         try:
@@ -237,9 +246,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, SystemExit):
         print(f"{options.out}.partial is kept; the same command goes on from there", file=sys.stderr)
         raise
+    labelled, size = np.count_nonzero(store.label >= 0), os.path.getsize(options.out)
     print(
-        f"{options.out}: {len(store)} windows of {' '.join(store.detectors)}, {np.count_nonzero(store.label >= 0)} "
-        f"labelled, {len(store.skipped)} bad ones left out, {os.path.getsize(options.out) / 1e9:.2f} GB"
+        f"{options.out}: {len(store)} windows of {' '.join(store.detectors)}, {labelled} labelled, "
+        f"{len(store.skipped)} bad ones left out, {size / 1e9:.2f} GB"
     )
     return 0
 

@@ -35,7 +35,10 @@ class Block:
 
 
 def pack_block(job: Block) -> list[tuple[int, str]]:
-    """Check and write the rows of one block; return (row, fault) of the bad ones. Stops at a bad one unless skipped."""
+    """Check and write the rows of one block; return (row, fault) of the bad ones.
+
+    Unless they are to be skipped, the first bad one ends it, and nothing of the block is written.
+    """
     bad: list[tuple[int, str]] = []
     rows: np.ndarray | None = None
     state = np.full(len(job.ids), PACKED, np.uint8)
@@ -68,14 +71,15 @@ def pack_block(job: Block) -> list[tuple[int, str]]:
 
 
 def write_at(descriptor: int, array: np.ndarray, offset: int) -> None:
-    left = memoryview(np.ascontiguousarray(array)).cast("B")
+    """Write an array's bytes at an offset of an open file."""
+    left = memoryview(array.tobytes())
     while left:
         written = os.pwrite(descriptor, left, offset)
         left, offset = left[written:], offset + written
 
 
 def run_blocks(jobs: list[Block], workers: int) -> Generator[tuple[Block, list[tuple[int, str]]], None, None]:
-    """Pack blocks in several processes and give each as it is done; on an error or Ctrl-C those begun are ended."""
+    """Pack blocks in several processes and give each as it is done; when closed, end those begun."""
     if workers == 1 or len(jobs) <= 1:
         for job in jobs:
             yield job, pack_block(job)
@@ -99,7 +103,7 @@ def run_blocks(jobs: list[Block], workers: int) -> Generator[tuple[Block, list[t
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a worker whose parent was killed would wait for work for ever."""
+    """Leave Ctrl-C to the parent, and end when it ends: after a SIGKILL this would wait for work for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

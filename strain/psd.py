@@ -5,6 +5,7 @@ All are one-sided, in 1/Hz for strain, and float64: 1e-46 is below what float32 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,6 @@ DEFAULT_PSDS = {
     "V1": "AdVO3LowT1800545",
     "K1": "KAGRADesignSensitivityT1600593",
 }
-
-# E[median]/E[mean] of an exponential variable (one periodogram's bin) in the limit of many: scipy corrects the
-# finite-sample bias itself in `welch(average="median")`; this one is for windows averaged here.
-_MEDIAN_OF_EXPONENTIAL = float(np.log(2.0))
 
 
 @dataclass(frozen=True)
@@ -77,13 +74,17 @@ def named_psd(name: str, f_low: float = 10.0, f_high: float = 2048.0, df: float 
 def psd_from_asd_file(path: str | Path) -> PSD:
     """A PSD from a text file of two columns: frequency in Hz and amplitude spectral density in 1/sqrt(Hz)."""
     try:
-        table = np.loadtxt(path, ndmin=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file: the shape tells
+            table = np.loadtxt(path, ndmin=2)
     except OSError as error:
         raise InputError(path, "cannot be read", "a text file of frequency and ASD") from error
     except ValueError as error:
         raise InputError(path, "is not a table of numbers", "two columns, Hz and 1/sqrt(Hz)") from error
     if table.shape[1] != 2:
         raise InputError(path, f"{table.shape[1]} columns", "two columns, Hz and 1/sqrt(Hz)")
+    if (table[:, 1] < 0).any():
+        raise InputError(path, "an ASD value is not positive", "two columns, Hz and 1/sqrt(Hz)")
     return PSD(table[:, 0], table[:, 1] ** 2, str(path))
 
 
@@ -112,7 +113,7 @@ def welch_median(strain: np.ndarray, rate: float, segment: float = 4.0, name: st
 
 
 def measured_from_windows(windows: np.ndarray, rate: float, name: str = "measured") -> PSD:
-    """The median over many windows of their Hann-tapered periodograms, corrected by ln 2 for the median's bias.
+    """The median over many windows of their Hann-tapered periodograms, corrected for the median's bias.
 
     Args:
         windows: (N, T) float64 strain; with N below about 100 the result is noisy by 1.2/sqrt(N).
@@ -125,9 +126,15 @@ def measured_from_windows(windows: np.ndarray, rate: float, name: str = "measure
     centred = windows / scale - np.mean(windows / scale, axis=1, keepdims=True)
     spectrum = np.fft.rfft(centred * taper, axis=1)
     periodogram = 2.0 * np.abs(spectrum) ** 2 / (rate * np.sum(taper**2))
-    value = np.median(periodogram, axis=0) / _MEDIAN_OF_EXPONENTIAL
+    value = np.median(periodogram, axis=0) / _median_bias(len(windows))
     frequency = np.fft.rfftfreq(windows.shape[1], 1.0 / rate)
     return PSD(frequency[1:], np.maximum(value[1:], np.finfo(float).tiny) * scale**2, name)
+
+
+def _median_bias(n: int) -> float:
+    """E[median] / E[mean] of n exponential variables: Allen et al. 2012 (Phys. Rev. D 85, 122006), eq. B12."""
+    odd = n if n % 2 else n - 1
+    return float(np.sum((-1.0) ** np.arange(odd) / np.arange(1, odd + 1)))
 
 
 def _scale(strain: np.ndarray, name: str) -> float:

@@ -44,8 +44,7 @@ class RealNoise:
     """Whitened noise windows from conditioned recordings.
 
     Args:
-        pieces: of any detectors, all at one rate, as :func:`gwtwins.strain.recording.condition_recording`
-        gives them.
+        pieces: of any detectors, all at one rate, from :func:`gwtwins.strain.recording.condition_recording`.
         exclude: GPS times of mergers (all of :data:`gwtwins.strain.events.EVENTS` by default).
         before, after: seconds kept away from each of them.
         exclude_spans: further GPS (start, end) stretches to keep away from, in every detector.
@@ -82,6 +81,7 @@ class RealNoise:
         files: Sequence[str | Path],
         exclude: Iterable[float] | None = None,
         exclude_files: Sequence[str | Path] = (),
+        leave_out: Sequence[float] = (),
         rate: float = RATE,
         f_low: float = F_LOW,
         f_high: float = F_HIGH,
@@ -89,21 +89,45 @@ class RealNoise:
         after: float = AFTER,
         required: Sequence[str] | None = None,
     ) -> RealNoise:
-        """From GWOSC files, but none of the seconds that ``exclude_files`` cover, whichever file holds them.
+        """From GWOSC files, without the seconds that a file left out covers, in whichever file they are.
+
+        Args:
+            exclude, before, after: as for the class.
+            exclude_files: files left out.
+            leave_out: GPS times whose files are left out.
+            rate, f_low, f_high: of the whitened strain.
+            required: data quality flags, as for :func:`gwtwins.strain.gwosc.read_gwosc`.
 
         Raises:
-            InputError: a file is at fault, or nothing usable is left.
+            InputError: a file is at fault, no file holds a time of ``leave_out``, or nothing usable is left.
         """
-        covered = []
-        for path in exclude_files:
+        without = {Path(path).resolve() for path in exclude_files}
+        covered: list[tuple[float, float]] = []
+        pieces: list[Conditioned] = []
+        for path in dict.fromkeys([*without, *(Path(path).resolve() for path in files)]):
             recording = read_gwosc(path, required)
-            covered.append((recording.gps_start, recording.gps_end))
-        left_out = {Path(path).resolve() for path in exclude_files}
-        pieces = []
-        for path in dict.fromkeys(Path(path).resolve() for path in files):
-            if path not in left_out:
-                pieces += condition_recording(read_gwosc(path, required), rate, f_low, f_high)
+            start, end = recording.gps_start, recording.gps_end
+            if path in without or any(start <= gps < end for gps in leave_out):
+                covered.append((start, end))
+            else:
+                pieces += condition_recording(recording, rate, f_low, f_high)
+        for gps in leave_out:
+            if not any(start <= gps < end for start, end in covered):
+                fault = f"no file holds GPS {gps:.1f}"
+                raise InputError("real noise", fault, "times whose files are to be left out")
         return cls(pieces, exclude, before, after, covered)
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: str,
+        leave_out: Sequence[float] = (),
+        rate: float = RATE,
+        f_low: float = F_LOW,
+        f_high: float = F_HIGH,
+    ) -> RealNoise:
+        """From ``spec`` (see :func:`strain_files`); else as :meth:`from_files`."""
+        return cls.from_files(strain_files(spec), leave_out=leave_out, rate=rate, f_low=f_low, f_high=f_high)
 
     def _strip(self, pieces: list[Conditioned]) -> _Strip:
         first = np.concatenate([[0], np.cumsum([piece.strain.size for piece in pieces])]).astype(np.int64)
@@ -158,9 +182,9 @@ class RealNoise:
         return room
 
     def draw(
-        self, detectors: Sequence[str], seed: int, step: int, rows: Iterable[int], samples: int
+        self, detectors: Sequence[str], seed: int, stream: str, step: int, rows: Iterable[int], samples: int
     ) -> tuple[Tensor, Tensor]:
-        """Noise windows for the global ``rows`` of a step: a pure function of (seed, step, row, detector).
+        """Noise windows for the global ``rows`` of a step: a function of (seed, stream, step, row, detector).
 
         Returns:
             strain (B, D, samples) float32, and psd_index (B, D) int64 into :meth:`psd_table`.
@@ -168,7 +192,7 @@ class RealNoise:
         Raises:
             InputError: a detector has no strain, or no stretch of it is long enough.
         """
-        where = uniform(seed, "real noise", step, rows, len(detectors))
+        where = uniform(seed, stream, step, rows, len(detectors))
         strain, index, _ = self.at(detectors, where, samples)
         return strain, index
 
@@ -201,3 +225,18 @@ class RealNoise:
             "psds": [psd.name for psd in self._psds],
             "excluded_gps": [list(span) for span in self._excluded],
         }
+
+
+def strain_files(spec: str) -> list[Path]:
+    """The HDF5 files that ``spec`` names: files and folders of them, joined by commas.
+
+    Raises:
+        InputError: a folder without any.
+    """
+    files: list[Path] = []
+    for part in filter(None, spec.split(",")):
+        found = sorted(Path(part).glob("*.hdf5")) if Path(part).is_dir() else [Path(part)]
+        if not found:
+            raise InputError(part, "no .hdf5 file in this folder", "GWOSC strain files")
+        files += found
+    return files

@@ -22,7 +22,7 @@ from gwtwins.strain.splits import held_out
 from gwtwins.strain.window_psd import WindowSet, measure_psds, pretraining_rows
 from gwtwins.strain.window_store import WindowStore
 
-SPLITS = ("labelled", "test", "unlabelled", "all")
+SPLITS = ("labelled", "test", "unlabelled", "all", "submission")
 _SLICE = (
     16  # windows conditioned at once on a CPU: they stay in its cache, three times as fast as 256 at once
 )
@@ -32,9 +32,10 @@ _FOLDER_PSD_WINDOWS = 512  # read at every start: more cost seconds, fewer make 
 class RecordedWindowSource(Source):
     """Windows of a fixed set, whitened with the PSDs measured from the set itself.
 
-    Splits, by a fixed hash of the id: "labelled" and "test" are the rows with a known label outside and inside the
-    test share; "unlabelled" is everything pretraining may see, all rows outside the test share (whether they have a
-    label is not looked at) and every row published without labels; "all" is every row in the order of the ids.
+    Splits, by a fixed hash of the id: "labelled" and "test" are the rows with a known label outside and
+    inside the test share; "unlabelled" is everything pretraining may see, all rows outside the test share
+    (whether they have a label is not looked at) and every row published without labels; "all" is every row.
+    Each is in the order of the ids.
 
     Args:
         spec: what ``--data`` said.
@@ -56,6 +57,7 @@ class RecordedWindowSource(Source):
             )
         self.spec, self.windows, self.psds = spec, windows, psds
         self.detectors, self.rate, self.window = tuple(windows.detectors), window.rate, window.seconds
+        self.f_low, self.f_high = window.f_low, window.f_high
         self.device = torch.device(device)
         # The PSD of strain / scale: windows then go to the device as they are stored, in float32.
         scaled = [
@@ -71,6 +73,7 @@ class RecordedWindowSource(Source):
             "test": np.flatnonzero(known & test),
             "unlabelled": pretraining_rows(windows),
             "all": np.arange(len(windows.ids)),
+            "submission": np.flatnonzero(~known),
         }
 
     def train_batch(
@@ -79,8 +82,8 @@ class RecordedWindowSource(Source):
         """Rows of the pretraining set: each once an epoch, in an order that (seed, epoch) decides.
 
         Args:
-            seed, step, rows, batch: as in :class:`Source`. Where ``rows`` are not the whole step, ``batch`` is needed:
-                without it the next step would give some of them again.
+            seed, step, rows, batch: as in :class:`Source`. Where ``rows`` are not the whole step, ``batch``
+                is needed: without it the next step would give some of them again.
             progress: without influence on a recording.
         """
         batch = len(rows) if batch is None else batch
@@ -103,14 +106,14 @@ class RecordedWindowSource(Source):
         return len(self._split(split))
 
     def batches(self, split: str, batch_size: int = 512) -> Iterator[Batch]:
-        """The rows of a split in the order of their ids; labelled if every row of the split may show its label."""
+        """A split in the order of the ids; with labels if every row of it has one, but never "unlabelled"."""
         rows = self._split(split)
         labels = split != "unlabelled" and bool((self.windows.label[rows] >= 0).all())
         for start in range(0, len(rows), batch_size):
             yield self._batch(rows[start : start + batch_size], labels)
 
     def describe(self) -> dict[str, Any]:
-        """Counts, detectors, and a digest over ids, labels and PSDs: two sets of one digest give the same batches."""
+        """Counts, detectors, and a digest over ids, labels and PSDs."""
         digest = hashlib.sha256("\n".join(self.windows.ids).encode())
         digest.update(self.windows.label.astype(np.int8).tobytes())
         for name in self.detectors:
@@ -154,7 +157,7 @@ class WindowStoreSource(RecordedWindowSource):
 
 
 class G2NetSource(RecordedWindowSource):
-    """A folder in the G2Net layout, read file by file: ``--data folder``. For more than a look, pack it first."""
+    """A folder in the G2Net layout, read file by file: ``--data folder``. For long runs, pack it first."""
 
     def __init__(self, spec: str, window: Window | None = None, device: torch.device | str = "cpu") -> None:
         folder = G2NetFolder(spec)

@@ -135,9 +135,8 @@ class SimulatedSource(Source):
         return batch
 
     def count(self, split: str) -> int:
-        if split == "unlabelled":
-            return 0  # endless instead: train_batch
-        return self.config.n_labelled if split == "labelled" else self.config.n_test
+        """Rows of "labelled" and "test"; 0 for the others: unlabelled rows are endless, see `train_batch`."""
+        return {"labelled": self.config.n_labelled, "test": self.config.n_test}.get(split, 0)
 
     def batches(self, split: str, batch_size: int = 512, signal: bool = False) -> Iterator[Batch]:
         """Odd rows of a split are signals, each a waveform of its own; seeds are the evaluation's, not the run's.

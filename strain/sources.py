@@ -124,4 +124,36 @@ def _sources() -> list[tuple[Callable[[str], bool], Maker]]:
 
         return SimulatedSource(SimulationConfig(**options), window, device)
 
-    return [(lambda spec: spec == "simulated", simulated)]
+    def packed(spec: str, window: Window, device: str, options: dict[str, Any]) -> Source:
+        from gwtwins.strain.recorded_windows import WindowStoreSource
+
+        return WindowStoreSource(spec, window, device)
+
+    def g2net(spec: str, window: Window, device: str, options: dict[str, Any]) -> Source:
+        from gwtwins.strain.recorded_windows import G2NetSource
+
+        return G2NetSource(spec, window, device)
+
+    def recorded(spec: str, window: Window, device: str, options: dict[str, Any]) -> Source:
+        from gwtwins.strain.recorded_strain import RecordedStrainSource
+
+        return RecordedStrainSource(spec, window, device)
+
+    from gwtwins.strain.g2net import is_g2net_folder
+    from gwtwins.strain.window_store import is_window_store
+
+    return [
+        (lambda spec: spec == "simulated", simulated),
+        (is_window_store, packed),
+        (is_g2net_folder, g2net),
+        (_is_strain, recorded),
+    ]
+
+
+def _is_strain(spec: str) -> bool:
+    """HDF5 files that are not window stores, or folders holding some."""
+    parts = [Path(part) for part in spec.split(",") if part]
+    return bool(parts) and all(
+        (path.is_file() and path.suffix in (".hdf5", ".h5")) or (path.is_dir() and any(path.glob("*.hdf5")))
+        for path in parts
+    )

@@ -14,8 +14,8 @@ _TEST_BELOW = int(TEST_SHARE * 2**64)
 def is_test(id: str) -> bool:
     """Whether the window of this id belongs to the test share (a quarter).
 
-    The first 8 bytes of the id's SHA-256, read as a fraction of 2^64, lie below 0.25. It depends on the id alone: no
-    seed, no fraction of labels, and no other window of the set can move a row across the border.
+    The first 8 bytes of the id's SHA-256, read as a fraction of 2^64, lie below 0.25. It depends on the id
+    alone: no seed, no fraction of labels, and no other window of the set can move a row across the border.
     """
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") < _TEST_BELOW
 

@@ -31,7 +31,7 @@ _ATTENUATION = 80.0  # dB, of the resampling filter's stop band
 # this are as good as infinite, and a floor keeps the equations regular.
 _LARGEST_WEIGHT = 1e10
 _SMALLEST_WEIGHT = 1e-3
-# Where a copy of the strain was low-passed inside the band there is nothing to whiten: no more gain than this.
+# Where a copy was low-passed inside the band there is nothing to whiten: no more gain than this.
 _LEAST_POWER = 1e-3
 # The filter's own zeros, inside notches: the effective PSD is finite there.
 _LEAST_GAIN = 1e-4

@@ -48,8 +48,8 @@ def pretraining_rows(windows: WindowSet) -> np.ndarray:
 def measure_psds(windows: WindowSet, rows: np.ndarray, most: int, seed: int = 0) -> dict[str, PSD]:
     """Each detector's median PSD over at most ``most`` of ``rows``, a seeded choice; no label is looked at.
 
-    Signals, in half of the windows even, hardly move a median. It is taken over groups of at most 512 windows and
-    then averaged, so that memory does not grow with ``most``.
+    A median is hardly moved by faint signals, even in half of the windows, or by a few glitches. It is taken
+    over groups of at most 512 windows and then averaged, so that memory does not grow with ``most``.
 
     Raises:
         InputError: fewer than 8 rows.

@@ -1,20 +1,21 @@
 """The packed window store: all windows of a recorded set in one HDF5 file, read in any order at disk speed.
 
-    attributes        format "gwtwins-windows-1", detectors, rate (Hz), origin (name of the folder it was packed from)
+    attributes        format "gwtwins-windows-1", detectors, rate (Hz), origin (the folder it was packed from)
     strain            (N, D, T) float32, raw strain / scale
-    scale             (D,) float64, a power of two near each detector's RMS, so that dividing by it rounds nothing
+    scale             (D,) float64, a power of two near each detector's RMS: dividing by it rounds nothing
     id                (N,) ASCII, ascending
     label             (N,) int8: 1 signal, 0 noise, -1 unknown
     gps               (N,) float64, GPS seconds of the first sample, NaN unknown
     pretrain_only     (N,) uint8: 1 for windows published without labels
-    state             (N,) uint8: 1 packed, 2 skipped because its file was bad (its row is zero and never given)
+    state             (N,) uint8: 1 packed, 2 skipped because its file was bad (the row is zero, never given)
     psd_frequency     (F,) float64, Hz
     psd               (D, F) float64, 1/Hz, median over many windows
     complete          (1,) uint8: 1 when everything above is there
 
-Every dataset is contiguous. So a row is one read at a known offset (a chunk index costs more than reading 48 KB),
-and the packer's processes write rows in place without touching HDF5's own structures: killing them cannot damage it.
-The split into training and test rows is a function of the id, :func:`gwtwins.strain.splits.is_test`.
+Every dataset is contiguous. So a row is one read at a known offset (finding a chunk costs more than reading
+48 KB), and the packer's processes write rows in place without touching HDF5's own structures: killing them
+cannot damage the file. Attributes are of fixed length. The split into training and test rows is a function of
+the id, :func:`gwtwins.strain.splits.is_test`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def is_window_store(path: str | Path) -> bool:
     """Whether ``path`` is a file that says it is a window store; no promise that it is whole."""
     try:
         with open(path, "rb") as file:
-            # The attributes are written first; read so, a truncated store is still told from other HDF5 files.
+            # The attributes are written first: so a truncated store is still told from other HDF5 files.
             head = file.read(65536)
     except OSError:
         return False
@@ -68,7 +69,7 @@ class WindowStore:
     May be copied into other processes: each opens the file for itself.
 
     Raises:
-        InputError: no such file, truncated, not a store, half packed, or anything in it that contradicts the layout.
+        InputError: no such file, truncated, not a store, half packed, or contradicting the layout.
     """
 
     def __init__(self, path: str | Path, finished: bool = True) -> None:
@@ -182,7 +183,7 @@ class WindowStore:
 
 
 def _checked_layout(where: str, file: h5py.File) -> dict[str, int]:
-    """The length of each axis, after every dataset's kind, type, shape and place in the file have been checked."""
+    """The length of each axis, once every dataset's kind, type, shape and place in the file are checked."""
     format = _text(_attribute(where, file, "format", "S", ()))
     if format != FORMAT:
         raise InputError(where, f"format {format!r}", f"{FORMAT!r}, {_STORE}")
@@ -253,7 +254,7 @@ def create_store(
     samples: int,
     origin: str,
 ) -> None:
-    """Lay out a store in which every row is still pending, with room for all of it (sparse until it is written)."""
+    """Lay out a store in which every row is still pending, with room for all of it, sparse until written."""
     n, d, bins = len(ids), len(detectors), samples // 2
     with h5py.File(path, "w", locking=False) as file:
         file.attrs["format"] = np.bytes_(FORMAT)
@@ -280,7 +281,7 @@ def create_store(
 
 
 def read_columns(path: str | Path) -> dict[str, np.ndarray]:
-    """All but strain and PSD of a store that need not be finished. Raises InputError if it is not a sound one."""
+    """All but strain and PSD of a store that need not be finished; InputError if it is not a sound one."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             _checked_layout(str(path), file)

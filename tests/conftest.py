@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import matplotlib
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from gwtwins.strain.simulated import SimulatedSource
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("strain", "encoders", "ssl", "probes")
@@ -61,3 +66,21 @@ def gwosc() -> Path:
     if not any(folder.glob("*.hdf5")):
         pytest.skip(f"no real strain in {folder} (GWTWINS_DATA names the folder that holds gwosc/)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty folder as the cache of waveform banks, for this process and for those it starts."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GWTWINS_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def small_source(cache: Path) -> SimulatedSource:
+    """The simulated source at its defaults, but with banks of 64 waveforms and 64 rows a split."""
+    from gwtwins.strain.simulated import SimulatedSource, SimulationConfig
+    from gwtwins.strain.sources import Window
+
+    return SimulatedSource(SimulationConfig(bank_size=64, n_labelled=64, n_test=64), Window(), progress=False)

@@ -16,7 +16,7 @@ def names(n: int, prefix: str = "") -> list[str]:
 
 
 def coloured_noise(n: int, seed: int = 0, level: float = 1e-21) -> np.ndarray:
-    """(N, 3, 4096) Gaussian strain of standard deviation ``level``, red below 100 Hz, V1 three times louder."""
+    """(N, 3, 4096) Gaussian strain of RMS ``level`` in H1 and L1, thrice in V1, red below 100 Hz."""
     rng = np.random.default_rng(seed)
     frequency = np.fft.rfftfreq(SAMPLES, 1 / RATE)
     colour = (100.0 / np.maximum(frequency, 5.0)) ** 2 + 1.0 + (frequency / 300.0) ** 2
@@ -34,7 +34,7 @@ def write_g2net_folder(
     labels: Sequence[int] | None = None,
     folder: str = "train",
 ) -> Path:
-    """Write windows (N, 3, 4096) of any dtype to ROOT/``folder``/a/b/c, and the labels' file if there are labels."""
+    """Write windows (N, 3, 4096) of any type to ROOT/``folder``/a/b/c, and their labels if there are any."""
     root = Path(root)
     for id, window in zip(ids, windows, strict=True):
         path = window_path(root, folder, id)

@@ -65,18 +65,18 @@ def test_windows_are_whole_and_stay_clear_of_events_gates_and_ends(noise: RealNo
 
 
 def test_every_window_start_is_equally_likely(noise: RealNoise) -> None:
-    starts = {name: noise.starts(name, T) for name in noise.detectors}
-    assert starts["L1"] == round(18 * RATE) + 1
-    assert starts["H1"] == 1 + round(6 * RATE) + 1 + round(7.5 * RATE) + 1 + round(5 * RATE) + 1
+    assert noise.starts("L1", T) == round(18 * RATE) + 1
+    assert noise.starts("H1", T) == 1 + round(6 * RATE) + 1 + round(7.5 * RATE) + 1 + round(5 * RATE) + 1
     # Each place of a grid over [0, 1) is one window, and all windows are there once.
     for name in noise.detectors:
-        where = (torch.arange(starts[name], dtype=torch.float64) + 0.5) / starts[name]
-        gps = noise.at((name,), where[:, None], T)[2]
-        assert len(torch.unique(gps)) == starts[name]
+        starts = noise.starts(name, 16)
+        where = (torch.arange(starts, dtype=torch.float64) + 0.5) / starts
+        gps = noise.at((name,), where[:, None], 16)[2]
+        assert len(torch.unique(gps)) == starts
 
 
 def test_draws_are_uniform_and_independent_between_detectors(noise: RealNoise) -> None:
-    strain, _ = noise.draw(("L1", "V1"), 7, 0, range(20_000), T)
+    strain, _ = noise.draw(("L1", "V1"), 7, "noise", 0, range(20_000), T)
     first = strain[:, :, 0].double().numpy()
     assert kstest(first[:, 0] / 18, "uniform").pvalue > 1e-3
     assert kstest(first[:, 1] / 40, "uniform").pvalue > 1e-3
@@ -86,17 +86,18 @@ def test_draws_are_uniform_and_independent_between_detectors(noise: RealNoise) -
     assert abs(near - 1.0 / 40) < 4 * np.sqrt(1 / 40 / 20_000)
 
 
-def test_a_draw_depends_on_seed_step_and_row_only(noise: RealNoise) -> None:
-    whole, index = noise.draw(("H1", "V1"), 3, 5, range(40), T)
-    parts = [noise.draw(("H1", "V1"), 3, 5, rows, T) for rows in (range(0, 13), range(13, 40))]
+def test_a_draw_depends_on_seed_stream_step_and_row_only(noise: RealNoise) -> None:
+    whole, index = noise.draw(("H1", "V1"), 3, "noise", 5, range(40), T)
+    parts = [noise.draw(("H1", "V1"), 3, "noise", 5, rows, T) for rows in (range(0, 13), range(13, 40))]
     assert torch.equal(whole, torch.cat([part[0] for part in parts]))
     assert torch.equal(index, torch.cat([part[1] for part in parts]))
+    assert not torch.equal(whole, noise.draw(("H1", "V1"), 3, "other", 5, range(40), T)[0])
     for seed, step in ((4, 5), (3, 6)):
-        assert not torch.equal(whole, noise.draw(("H1", "V1"), seed, step, range(40), T)[0])
+        assert not torch.equal(whole, noise.draw(("H1", "V1"), seed, "noise", step, range(40), T)[0])
 
 
 def test_the_psd_index_names_the_pieces_own_psd(noise: RealNoise) -> None:
-    strain, index = noise.draw(("H1", "L1", "V1"), 0, 0, range(500), T)
+    strain, index = noise.draw(("H1", "L1", "V1"), 0, "noise", 0, range(500), T)
     names = [psd.name for psd in noise.psd_table()]
     assert len(names) == 5
     for row in range(500):
@@ -107,9 +108,9 @@ def test_the_psd_index_names_the_pieces_own_psd(noise: RealNoise) -> None:
 
 def test_what_is_not_there_is_an_input_error(noise: RealNoise) -> None:
     with pytest.raises(InputError, match="no strain of K1; expected files of H1, L1, V1"):
-        noise.draw(("H1", "K1"), 0, 0, range(4), T)
+        noise.draw(("H1", "K1"), 0, "noise", 0, range(4), T)
     with pytest.raises(InputError, match="no usable stretch of L1 is 30 s long"):
-        noise.draw(("L1",), 0, 0, range(4), round(30 * RATE))
+        noise.draw(("L1",), 0, "noise", 0, range(4), round(30 * RATE))
     with pytest.raises(InputError, match="no usable strain"):
         RealNoise([])
     other = ramp("V1", GPS_START, 4.0)
@@ -122,7 +123,7 @@ def test_256_rows_of_three_detectors_take_less_than_10_ms(noise: RealNoise) -> N
     taken = []
     for step in range(12):
         begin = time.perf_counter()
-        noise.draw(("H1", "L1", "V1"), 0, step, range(256), T)
+        noise.draw(("H1", "L1", "V1"), 0, "noise", step, range(256), T)
         taken.append(time.perf_counter() - begin)
     assert min(taken) < 0.010
 
@@ -144,6 +145,28 @@ def test_from_files_leaves_out_a_file_and_its_seconds_in_every_other(tmp_path: P
     assert str(tmp_path) not in str(noise.describe())
     with pytest.raises(InputError, match="absent.hdf5: no such file"):
         RealNoise.from_files(files, exclude_files=[tmp_path / "absent.hdf5"])
+
+
+def test_a_spec_names_files_and_folders_and_times_to_leave_out(tmp_path: Path) -> None:
+    strain = coloured_noise(24, 1024)
+    for i, detector in enumerate(("H1", "L1")):
+        write_gwosc(tmp_path / f"{detector}.hdf5", strain[: 12 * 1024], 1024, detector)
+        write_gwosc(
+            tmp_path / f"{detector}-later.hdf5", strain[12 * 1024 :], 1024, detector, GPS_START + 12 + i
+        )
+    everything = RealNoise.from_spec(str(tmp_path), rate=1024.0)
+    assert everything.seconds("H1") == everything.seconds("L1") == 22.0
+    some = RealNoise.from_spec(f"{tmp_path / 'H1.hdf5'},{tmp_path / 'L1-later.hdf5'}", rate=1024.0)
+    assert some.seconds("H1") == some.seconds("L1") == 11.0
+    rest = RealNoise.from_spec(str(tmp_path), [GPS_START + 5.0], rate=1024.0)
+    assert rest.seconds("H1") == rest.seconds("L1") == 11.0
+    with pytest.raises(InputError, match="no file holds GPS 1000000100.0"):
+        RealNoise.from_spec(str(tmp_path), [GPS_START + 100.0])
+    with pytest.raises(InputError, match="absent: no such file"):
+        RealNoise.from_spec(str(tmp_path / "absent"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no .hdf5 file in this folder"):
+        RealNoise.from_spec(str(tmp_path / "empty"))
 
 
 def test_real_noise_is_white_and_holds_no_event(gwosc: Path) -> None:

@@ -1,4 +1,4 @@
-"""Recorded windows as a source: whitened, split by the id alone, each row once an epoch, from store and folder alike."""
+"""Recorded windows as a source: whitened, split by the id, each row once an epoch; store and folder alike."""
 
 from __future__ import annotations
 
@@ -145,6 +145,15 @@ def test_at_1024_hz_every_second_sample_of_2048_hz_comes(folder) -> None:
     assert b.strain.shape == (8, 3, 2048)
     assert coarse.rate == 1024.0
     assert torch.allclose(a.strain[..., ::2], b.strain, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+def test_a_gpu_gives_the_windows_of_a_cpu(folder) -> None:
+    path = str(folder.parent / "windows.hdf5")
+    here, there = WindowStoreSource(path), WindowStoreSource(path, device="cuda")
+    a, b = here.train_batch(0, 0, range(40)), there.train_batch(0, 0, range(40))
+    assert b.strain.is_cuda
+    assert torch.allclose(a.strain, b.strain.cpu(), atol=1e-4)
 
 
 def test_a_window_of_another_length_is_refused(folder) -> None:

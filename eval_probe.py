@@ -1,0 +1,223 @@
+"""Judge a frozen encoder by a linear probe, or score unlabelled windows with a saved probe.
+
+    python eval_probe.py --frac 0.25                        a quarter of the labelled rows, newest run, simulated data
+    python eval_probe.py --frac 60 --weights gwtwins/small  sixty labels, an encoder that comes with the package
+    python eval_probe.py --data g2net/ --frac 1             recorded windows with labels
+    python eval_probe.py --data g2net/ --probe runs/latest/probe    windows without labels: writes submission.csv
+
+The result's folder holds probe.json (figures), probe.safetensors (with probe.json all that scan_strain.py needs),
+predictions.csv, report.html and plots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gwtwins.strain.command import claim_folder, parse, plain, write_text
+from gwtwins.strain.errors import InputError, run_command
+from gwtwins.strain.simulated import SimulationConfig
+from gwtwins.strain.versions import versions
+
+
+@dataclasses.dataclass
+class ProbeConfig:
+    """The probe."""
+
+    frac: str = "0.25"
+    """Labelled rows to learn from: a fraction (0 < F <= 1), or a count (an integer from 10 up)."""
+    weights: str = ""
+    """Encoder: a run's folder, an encoder.safetensors, or gwtwins/NAME; runs/latest if empty, else the shipped one."""
+    data: str = "simulated"
+    """simulated, a packed HDF5 file, or a folder in the G2Net layout."""
+    out: str = ""
+    """Folder of the result; <run>/probe if empty."""
+    seed: int = 0
+    """Seed of the draw of labels and of the folds. The test rows do not depend on it."""
+    features: str = "concat"
+    """concat (the detectors' embeddings side by side) or coherent (their products too)."""
+    probe: str = ""
+    """Folder of a saved probe: score the data with it instead of fitting one, and write submission.csv."""
+    label_counts: list[int] = dataclasses.field(default_factory=lambda: [20, 60, 200, 600])
+    """Label counts of the curve of few labels; [] for none."""
+    label_draws: int = 20
+    """Random draws of each of those counts; the curve shows their mean."""
+    templates: int = 250
+    """Templates of the matched-filter bank that is shown beside the probe on simulated data; 0 for none."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+
+
+def find_encoder(weights: str) -> str:
+    """The encoder to use: as named, else runs/latest, else the one that comes with the package."""
+    from gwtwins.encoders.weights import find_weights, shipped_names
+
+    if weights:
+        find_weights(weights)
+        return weights
+    if Path("runs/latest/encoder.safetensors").is_file():
+        return str(Path("runs/latest").resolve().relative_to(Path.cwd()))
+    if shipped_names():
+        return shipped_names().split(" or ")[0]
+    raise InputError("--weights", "none named, no runs/latest, none shipped", "a run of train_ssl.py first")
+
+
+def default_folder(weights: str) -> Path:
+    """<run>/probe, or the first <run>/probe-N that is not there yet."""
+    from gwtwins.encoders.weights import find_weights
+
+    home = Path("runs") if weights.startswith("gwtwins/") else find_weights(weights).parent
+    path, n = home / "probe", 1
+    while path.exists():
+        n += 1
+        path = home / f"probe-{n}"
+    return path
+
+
+def probe(argv: list[str] | None = None) -> int:
+    """Parse, embed, fit or load, score, report; the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    (config, simulation), flat = parse("eval_probe.py", __doc__, [ProbeConfig, SimulationConfig], argv)
+    import torch
+
+    from gwtwins.encoders.weights import describe_weights, load_encoder
+    from gwtwins.probes.features import KINDS
+    from gwtwins.strain.sources import Window, open_source
+
+    began = time.perf_counter()
+    if config.features not in KINDS:
+        raise InputError(f"--features {config.features}", "is not known", " or ".join(KINDS))
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"--device {config.device}", "is not to be had here", "cpu, cuda or auto")
+    if config.data == "simulated" and not config.probe:
+        from gwtwins.probes.linear import parse_frac
+
+        parse_frac(config.frac, simulation.n_labelled)  # before seconds are spent
+    weights = find_encoder(config.weights)
+    encoder, card = load_encoder(weights, device), describe_weights(weights)
+    print(f"encoder: {weights}")
+    window = Window(encoder.rate, encoder.window, encoder.f_low, encoder.f_high)
+    source = open_source(config.data, window, device, dataclasses.asdict(simulation))
+    context = {"weights": weights, "encoder": card, "data": source.describe(), "seed": config.seed}
+    context["command"] = shlex.join(["python", "eval_probe.py", *argv])
+    if config.probe:
+        out = predict(config, encoder, source, device, weights)
+    else:
+        out = judge(config, encoder, source, device, weights, context, began)
+    write_text(out / "config.json", json.dumps(plain({**flat, "weights": weights}), indent=2) + "\n")
+    return 0
+
+
+def judge(
+    config: ProbeConfig,
+    encoder: Any,
+    source: Any,
+    device: str,
+    weights: str,
+    context: dict[str, Any],
+    began: float,
+) -> Path:
+    """Fit a probe on some of the labels, score the test rows, and write figures, plots and the report."""
+    from gwtwins.probes.evaluate import evaluate, label_curve, limits
+    from gwtwins.probes.features import embed
+    from gwtwins.probes.linear import parse_frac
+    from gwtwins.probes.predictions import write_scores
+    from gwtwins.probes.report import write_report
+    from gwtwins.probes.results import ProbeResults, choose_examples, gather_examples
+
+    n_labelled = source.count("labelled")
+    if n_labelled == 0 or source.count("test") == 0:
+        raise InputError(config.data, "holds no labelled rows", "labels, or --probe FILE to score windows without")
+    n_labels = parse_frac(config.frac, n_labelled)
+    out = claim_folder(config.out, default_folder(weights))
+    train = embed(encoder, source, "labelled", device=device)
+    test = embed(encoder, source, "test", device=device)
+    result = evaluate(train, test, n_labels, config.seed, config.features)
+    figures = result.figures
+    counts = [n for n in config.label_counts if 10 <= n <= n_labelled]
+    figures["by_labels"] = label_curve(train, test, counts, config.label_draws, config.seed, config.features)
+    found = limits(source, config.templates) if hasattr(source, "bank") and not source.background else {}
+    figures["limit"] = {name: {k: v for k, v in limit.items() if k != "score"} for name, limit in found.items()}
+    if not found:
+        figures["limit"] = None
+    figures["frac"] = config.frac
+    figures["features"] = config.features
+    figures["context"] = context
+    figures["versions"] = versions()
+    figures["seconds"]["total"] = round(time.perf_counter() - began, 1)
+    result.probe.save(out / "probe.safetensors", plain(figures))
+    write_scores(out / "predictions.csv", test.ids, result.probability, test.label, result.score)
+    chosen = choose_examples(result.score, test.label, test.snr)
+    examples = gather_examples(source, "test", chosen, result.score)
+    write_report(
+        out,
+        ProbeResults(
+            figures=figures,
+            ids=test.ids,
+            label=test.label,
+            score=result.score,
+            p=result.probability,
+            snr=test.snr,
+            embeddings=test.embeddings.reshape(len(test), -1),
+            limits=found,
+            examples=examples,
+            detectors=source.detectors,
+            run=context["encoder"],
+            title=f"{Path(weights).name}: frozen probe with {n_labels:,} labels",
+            command=context["command"],
+        ),
+    )
+    print(summary(figures))
+    print(f"report: {out / 'report.html'}")
+    return out
+
+
+def summary(figures: dict[str, Any]) -> str:
+    """The figures as a small table for the terminal."""
+
+    def row(name: str, area: float, found: Any) -> str:
+        value = "   -  " if found is None else f"{found:6.3f}"
+        return f"{name:<44s} {area:6.4f} {value}"
+
+    low, high = figures["auc_ci95"]
+    lines = [f"{'':<44s} {'AUC':>6s} {'eff 1%':>6s}"]
+    lines.append(row(f"frozen probe, {figures['n_labels']:,} labels", figures["auc"], figures["efficiency"]["0.01"]["value"]))
+    for entry in figures["by_labels"]:
+        name = f"frozen probe, {entry['n_labels']:,} labels (mean of {entry['draws']})"
+        lines.append(row(name, entry["auc"], entry.get("efficiency")))
+    named = {"bank": "limit: matched-filter bank, marginalised", "bank_maximum": "limit: matched-filter bank, maximum"}
+    for name, limit in (figures["limit"] or {}).items():
+        lines.append(row(named.get(name, "limit: signal known"), limit["auc"], limit["efficiency"]["0.01"]))
+    lines.append(f"95% interval of the first AUC {low:.4f} to {high:.4f}; {figures['n_test']:,} test rows")
+    return "\n".join(lines)
+
+
+def predict(config: ProbeConfig, encoder: Any, source: Any, device: str, weights: str) -> Path:
+    """Score every window with a saved probe and write submission.csv."""
+    from gwtwins.probes.features import embed
+    from gwtwins.probes.linear import LinearProbe
+    from gwtwins.probes.predictions import write_scores
+
+    fitted = LinearProbe.load(config.probe)
+    split = "submission" if source.count("submission") else "all"
+    features = embed(encoder, source, split, device=device)
+    fitted.check_encoder(features.encoder, features.detectors, config.probe)
+    out = claim_folder(config.out, default_folder(weights).with_name(f"submission-{time.strftime('%Y%m%d-%H%M%S')}"))
+    write_scores(out / "submission.csv", features.ids, fitted.probability(features.embeddings, features.present))
+    print(f"{len(features):,} windows scored: {out / 'submission.csv'}")
+    return out
+
+
+def main() -> None:
+    """Entry point of gwtwins-probe."""
+    sys.exit(run_command(probe))
+
+
+if __name__ == "__main__":
+    main()

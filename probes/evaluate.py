@@ -1,0 +1,132 @@
+"""From frozen features to every figure of probe.json."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from gwtwins.probes.features import Features
+from gwtwins.probes.knn import KnnProbe
+from gwtwins.probes.limits import MatchedFilterBank, known_signal, snr_in_window
+from gwtwins.probes.linear import LinearProbe, labelled_subset
+from gwtwins.probes.metrics import auc, calibration, efficiency, efficiency_vs_snr
+from gwtwins.strain.simulated import SimulatedSource
+
+FALSE_ALARM = (0.1, 0.01, 0.001)
+_BANK_BATCH = 64  # rows at a time: the SNR series of 25 templates then take 100 MB
+
+
+@dataclass
+class Evaluation:
+    """A fitted probe, its scores on the test rows, and the figures."""
+
+    probe: LinearProbe
+    score: NDArray[np.float64]
+    """(N,) unbounded logit of each test row."""
+    probability: NDArray[np.float64]
+    """(N,) calibrated on the labelled rows alone."""
+    figures: dict[str, Any]
+
+
+def evaluate(train: Features, test: Features, n_labels: int, seed: int, kind: str) -> Evaluation:
+    """Fit on ``n_labels`` of the labelled rows, score the test rows once, and say how well it does.
+
+    Args:
+        train, test: features of the labelled and of the test rows, with labels.
+        n_labels: labelled rows the probe may see.
+        seed: of the draw of labels and of the folds.
+        kind: "concat" or "coherent".
+    """
+    assert train.label is not None and test.label is not None
+    began = time.perf_counter()
+    rows = labelled_subset(train.ids, n_labels, seed, train.label)
+    probe = LinearProbe.fit(
+        train.embeddings, train.present, train.label, rows, kind, seed, train.detectors, train.encoder
+    )
+    score = probe.decision(test.embeddings, test.present)
+    probability = probe.probability(test.embeddings, test.present)
+    fitted = time.perf_counter()
+    knn = KnnProbe(kind=kind).fit(train.embeddings, train.present, train.label, rows)
+    area = auc(test.label, score)
+    figures: dict[str, Any] = {
+        "auc": area["value"],
+        "auc_ci95": area["ci95"],
+        "efficiency": {f"{p:g}": efficiency(test.label, score, p) for p in FALSE_ALARM},
+        "efficiency_vs_snr": None,
+        "n_labels": int(n_labels),
+        "n_test": len(test),
+        "signal_fraction_test": float(np.mean(test.label)),
+        "knn_auc": auc(test.label, knn.decision(test.embeddings, test.present))["value"],
+        "calibration": calibration(test.label, probability),
+        "seconds": {"fit": round(fitted - began, 2)},
+    }
+    if test.snr is not None and np.isfinite(test.snr).all():
+        figures["efficiency_vs_snr"] = efficiency_vs_snr(test.label, score, test.snr, 0.01)
+    return Evaluation(probe, score, probability, figures)
+
+
+def label_curve(
+    train: Features, test: Features, counts: list[int], draws: int, seed: int, kind: str
+) -> list[dict[str, Any]]:
+    """AUC and efficiency with few labels: mean and standard deviation over ``draws`` random draws of each count."""
+    assert train.label is not None and test.label is not None
+    curve = []
+    for n in counts:
+        areas, detected = [], []
+        for draw in range(draws):
+            rows = labelled_subset(train.ids, n, 1000 * seed + draw, train.label)
+            probe = LinearProbe.fit(
+                train.embeddings, train.present, train.label, rows, kind, draw, train.detectors, train.encoder
+            )
+            score = probe.decision(test.embeddings, test.present)
+            areas.append(auc(test.label, score)["value"])
+            detected.append(efficiency(test.label, score, 0.01)["value"])
+        entry: dict[str, Any] = {"n_labels": n, "draws": draws}
+        entry |= {"auc": float(np.mean(areas)), "auc_sd": float(np.std(areas, ddof=1)) if draws > 1 else None}
+        if None not in detected:
+            entry |= {"efficiency": float(np.mean(detected))}
+            entry |= {"efficiency_sd": float(np.std(detected, ddof=1)) if draws > 1 else None}
+        curve.append(entry)
+    return curve
+
+
+def limits(source: SimulatedSource, templates: int, progress: bool = True) -> dict[str, dict[str, Any]]:
+    """The known-signal limit and a matched-filter bank's scores on the same test rows.
+
+    Returns:
+        ``known_signal`` with figures, and unless ``templates`` is 0 ``bank`` (the marginalised statistic) and
+        ``bank_maximum`` with figures and ``score`` (N,).
+    """
+    bank = MatchedFilterBank(source, templates, progress) if templates else None
+    scores: dict[str, list[NDArray[np.float64]]] = {"marginalised": [], "maximum": []}
+    label, snr, inside = [], [], []
+    with tqdm(total=source.count("test"), desc="matched filter", unit="row", disable=not progress) as bar:
+        for batch in source.batches("test", _BANK_BATCH, signal=True):
+            assert batch.label is not None
+            label.append(batch.label.cpu().numpy())
+            snr.append(batch.truth["snr"].cpu().numpy())
+            inside.append(snr_in_window(batch.truth["signal"], source.f_low, source.f_high, source.rate).cpu().numpy())
+            if bank:
+                for name, value in bank(batch).items():
+                    scores[name].append(value.cpu().numpy())
+            bar.update(len(batch))
+    y, rho = np.concatenate(label), np.concatenate(snr)
+    known = known_signal(np.concatenate(inside)[y == 1])
+    found: dict[str, dict[str, Any]] = {"known_signal": known}
+    for name, statistic in (("bank", "marginalised"), ("bank_maximum", "maximum")):
+        if bank:
+            score = np.concatenate(scores[statistic])
+            found[name] = {
+                "statistic": statistic,
+                "templates": templates,
+                "auc": auc(y, score)["value"],
+                "efficiency": {f"{p:g}": efficiency(y, score, p)["value"] for p in FALSE_ALARM},
+                "efficiency_vs_snr": efficiency_vs_snr(y, score, rho, 0.01),
+                "score": score,
+            }
+    return found

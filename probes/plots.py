@@ -1,0 +1,280 @@
+"""The report's pictures: each a small matplotlib figure, readable at the width of a phone, in light or dark.
+
+Colours mean the same thing in all of them: blue is the probe, vermilion signals, grey noise; limits are lines
+of their own dash in the text's colour. They can be told apart with any colour vision (Okabe & Ito 2008) and
+in print. Nothing that came from outside (ids, file names) is drawn, so nothing is read as mathematics.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from numpy.typing import NDArray
+
+from gwtwins.probes import metrics
+from gwtwins.probes.performance import Performance
+from gwtwins.probes.qtransform import q_transform
+from gwtwins.probes.results import Example
+
+Array = NDArray[np.floating]
+
+WIDTH, HEIGHT = 5.2, 3.9  # inches; with text of 9 points that is 9 pixels and more on a phone of 360
+DPI = 160
+DASHES = ((0, (6, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1.5, 1, 1.5, 1, 1.5)))
+ENERGY_TOP = 25.0  # of the Q-transform's colours: noise goes beyond it in one tile of 1e11
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours on a light or dark page."""
+
+    paper: str
+    ink: str
+    faint: str
+    probe: str
+    signal: str
+    noise: str
+    rising: str
+    """Colour map whose upper end stands out most."""
+
+
+LIGHT = Theme("#ffffff", "#1f2933", "#d9dee3", "#0072B2", "#D55E00", "#7b8794", "viridis_r")
+DARK = Theme("#171c22", "#e4e7eb", "#3a434d", "#56B4E9", "#FF8A3D", "#8d99a6", "viridis")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def roc(
+    theme: Theme, probe: Performance, limits: Sequence[Performance], band: dict[str, Array], n_noise: int
+) -> Figure:
+    """Efficiency against false-alarm probability, down to one noise row; ``band`` has fap, low and high."""
+    figure, ax = _axes(theme)
+    ax.set_xscale("log")
+    ax.set_xlim(1 / n_noise, 1)
+    ax.set_ylim(0, 1.02)
+    few = min(1.0, metrics.MIN_FALSE_ALARMS / n_noise)
+    ax.axvspan(1 / n_noise, few, color=theme.faint, alpha=0.45, lw=0)
+    middle = np.sqrt(few / n_noise)
+    ax.text(middle, 0.985, "fewer than 10\nfalse alarms", ha="center", va="top", fontsize=7, color=theme.ink)
+    for dash, limit in zip(DASHES, limits):
+        if limit.roc is not None:
+            x, y = limit.roc
+            ax.plot(np.maximum(x, 0.5 / n_noise), y, color=theme.ink, ls=dash, lw=1.3, label=limit.title)
+        else:
+            points = [(p, e["value"]) for p, e in limit.efficiency.items() if e["value"] is not None]
+            ax.plot(*zip(*points), "D", color=theme.ink, ms=4, mfc=theme.paper, label=limit.title)
+    if band["fap"].size:
+        ax.fill_between(band["fap"], band["low"], band["high"], color=theme.probe, alpha=0.25, lw=0)
+    if probe.roc is not None:
+        x, y = probe.roc
+        ax.plot(np.maximum(x, 0.5 / n_noise), y, color=theme.probe, lw=1.8, label=probe.title)
+    ax.set_xlabel("False-alarm probability (share of noise windows)")
+    ax.set_ylabel("Efficiency (share of signals found)")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    _legend(ax, theme, loc="lower right", reverse=True)
+    return figure
+
+
+def efficiency_vs_snr(theme: Theme, probe: Performance, limits: Sequence[Performance]) -> Figure:
+    """Efficiency in bins of network SNR: points with 95% intervals, limits as lines."""
+    figure, ax = _axes(theme)
+    for dash, limit in zip(DASHES, limits):
+        bins = [b for b in limit.by_snr if b["value"] is not None]
+        if bins:
+            x = [np.mean(b["snr"]) for b in bins]
+            ax.plot(x, [b["value"] for b in bins], color=theme.ink, ls=dash, lw=1.3, label=limit.title)
+    bins = [b for b in probe.by_snr if b["value"] is not None]
+    low, value, high = np.array([[b["ci95"][0], b["value"], b["ci95"][1]] for b in bins]).T
+    edges = np.array([b["snr"] for b in bins])
+    x = edges.mean(axis=1)
+    spread = np.maximum([value - low, high - value], 0.0)
+    ax.errorbar(x, value, spread, fmt="o", ms=5, lw=1.5, capsize=3, color=theme.probe, label=probe.title)
+    ax.set_xlim(edges.min(), edges.max())
+    ax.xaxis.set_major_locator(FixedLocator(sorted(set(edges.ravel()))))
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("Network SNR")
+    ax.set_ylabel("Efficiency (share of signals found)")
+    _legend(ax, theme, loc="lower right", reverse=True)
+    return figure
+
+
+def scores(theme: Theme, score: Array, label: Array | None, thresholds: dict[float, float]) -> Figure:
+    """Histogram of the statistic by class on a log axis, with the thresholds of false-alarm probabilities."""
+    figure, ax = _axes(theme)
+    edges = np.histogram_bin_edges(score, bins=60)
+    if label is None:
+        parts = [("all windows", score, theme.probe)]
+    else:
+        parts = [("noise", score[label != 1], theme.noise), ("signals", score[label == 1], theme.signal)]
+    for name, values, colour in parts:
+        if values.size:
+            ax.hist(values, edges, histtype="stepfilled", color=colour, alpha=0.3)
+            ax.hist(values, edges, histtype="step", color=colour, lw=1.4, label=f"{name} ({values.size:,})")
+    ax.set_yscale("log")
+    ax.set_ylim(bottom=0.7)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    for fap, threshold in thresholds.items():
+        ax.axvline(threshold, color=theme.ink, lw=0.9)
+        where = (threshold, 1.01)
+        text = f"1 in {1 / fap:,.0f}"
+        ax.annotate(text, where, xycoords=("data", "axes fraction"), ha="center", fontsize=7.5, color=theme.ink)
+    ax.set_xlabel("Statistic (logit of the probe)")
+    ax.set_ylabel("Windows per bin")
+    _legend(ax, theme, loc="upper right")
+    return figure
+
+
+def calibration(theme: Theme, bins: Sequence[dict[str, Any]]) -> Figure:
+    """Share of signals against the probability given, in bins, with 95% intervals."""
+    figure, ax = _axes(theme)
+    ax.plot([0, 1], [0, 1], color=theme.ink, lw=1, ls=DASHES[0], label="probabilities true")
+    kept = [b for b in bins if b["n"]]
+    low, value, high = np.array([[b["ci95"][0], b["fraction"], b["ci95"][1]] for b in kept]).T
+    x = [b["mean_p"] for b in kept]
+    spread = np.maximum([value - low, high - value], 0.0)
+    ax.errorbar(x, value, spread, fmt="o", ms=5, lw=1.5, capsize=3, color=theme.probe, label="frozen probe")
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_xlabel("Probability given by the probe")
+    ax.set_ylabel("Share that are signals")
+    _legend(ax, theme, loc="upper left")
+    return figure
+
+
+def embedding_by_label(theme: Theme, xy: Array, variance: Array, label: Array) -> Figure:
+    """The embeddings' first two principal components (N, 2), signals and noise."""
+    figure, ax = _axes(theme)
+    colour = np.where(label == 1, theme.signal, theme.noise)
+    ax.scatter(xy[:, 0], xy[:, 1], s=_size(len(xy)), c=colour, lw=0, alpha=0.6)
+    for name, value in (("signals", theme.signal), ("noise", theme.noise)):
+        ax.scatter([], [], s=28, c=value, lw=0, label=name)
+    _component_labels(ax, variance)
+    _legend(ax, theme, loc="best")
+    return figure
+
+
+def embedding_by_value(
+    theme: Theme, xy: Array, variance: Array, value: Array, name: str, label: Array | None = None
+) -> Figure:
+    """The same map with points coloured by ``value`` (N,); rows without one, noise, are grey."""
+    figure, ax = _axes(theme)
+    coloured = np.isfinite(value) & (np.ones(len(xy), dtype=bool) if label is None else label == 1)
+    if not coloured.all():
+        rest = xy[~coloured]
+        ax.scatter(rest[:, 0], rest[:, 1], s=_size(len(xy)), c=theme.noise, lw=0, alpha=0.35, label="noise")
+        _legend(ax, theme, loc="best", markerscale=2.5)
+    drawn, shade = xy[coloured], value[coloured]
+    low, high = np.percentile(shade, [1, 99])
+    points = ax.scatter(
+        drawn[:, 0], drawn[:, 1], s=_size(len(xy)), c=shade, cmap=theme.rising, vmin=low, vmax=high, lw=0, alpha=0.8
+    )
+    bar = figure.colorbar(points, ax=ax, pad=0.02, aspect=30)
+    bar.solids.set_alpha(1.0)
+    _style_bar(bar, theme)
+    bar.set_label(name, color=theme.ink)
+    _component_labels(ax, variance)
+    return figure
+
+
+def example(
+    theme: Theme, shown: Example, detectors: Sequence[str], f_low: float, f_high: float
+) -> Figure:
+    """Whitened strain and its Q-transform, one above the other for each detector, over the same time."""
+    d = len(detectors)
+    figure = Figure(figsize=(4.4, 0.7 + 2.2 * d), dpi=DPI, facecolor=theme.paper, layout="constrained")
+    panels = figure.subplots(2 * d, 1, sharex=True, height_ratios=[1, 1.7] * d, squeeze=False)[:, 0]
+    strain = np.asarray(shown.strain, dtype=np.float64)
+    time = np.arange(strain.shape[-1]) / shown.rate
+    reach = max(5.0, 1.05 * float(np.abs(strain).max(initial=0.0)))
+    image = None
+    for i, name in enumerate(detectors):
+        wave, tiles = panels[2 * i], panels[2 * i + 1]
+        for ax in (wave, tiles):
+            _style(ax, theme)
+        wave.set_ylim(-reach, reach)
+        wave.set_ylabel("Noise σ", fontsize=8)
+        wave.text(0.012, 0.9, name, transform=wave.transAxes, va="top", weight="bold", color=theme.ink, zorder=5)
+        tiles.set_ylabel("Hz", fontsize=8)
+        tiles.set_yscale("log")
+        tiles.set_ylim(f_low, f_high)
+        tiles.yaxis.set_major_locator(FixedLocator([f for f in (20, 50, 100, 200, 500) if f_low <= f <= f_high]))
+        tiles.yaxis.set_minor_locator(NullLocator())
+        tiles.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        tiles.grid(False)
+        if not np.any(strain[i]):
+            wave.text(0.5, 0.5, "no data", transform=wave.transAxes, ha="center", va="center", color=theme.ink)
+            continue
+        wave.plot(time, strain[i], color=theme.ink, lw=0.45)
+        q = q_transform(strain[i], shown.rate, f_low=f_low, f_high=f_high)
+        step = max(1, q.time.size // 1024)
+        image = tiles.pcolormesh(
+            q.time[::step], q.frequency, q.energy[:, ::step], vmin=0, vmax=ENERGY_TOP, cmap="viridis", shading="nearest"
+        )
+        if shown.merger is not None:
+            at = dict(xycoords=("data", "axes fraction"), annotation_clip=False, color=theme.signal)
+            wave.annotate("▼", (shown.merger, 0.98), ha="center", va="center", fontsize=7, **at)
+    panels[-1].set_xlim(0, time[-1])
+    panels[-1].set_xlabel("Time in the window (s)")
+    if image is not None:
+        bar = figure.colorbar(image, ax=list(panels), location="bottom", aspect=45, pad=0.01, extend="max", shrink=0.9)
+        _style_bar(bar, theme)
+        bar.set_label("Energy (noise average = 1)", color=theme.ink, fontsize=8)
+    return figure
+
+
+def _axes(theme: Theme) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor=theme.paper, layout="constrained")
+    ax = figure.add_subplot()
+    _style(ax, theme)
+    return figure, ax
+
+
+def _style(ax: Axes, theme: Theme) -> None:
+    ax.set_facecolor(theme.paper)
+    ax.tick_params(colors=theme.ink, which="both", labelsize=8.5, width=0.6, length=3)
+    ax.tick_params(which="minor", length=1.5)
+    for side, spine in ax.spines.items():
+        spine.set_color(theme.ink)
+        spine.set_linewidth(0.6)
+        spine.set_visible(side in ("left", "bottom"))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set_color(theme.ink)
+        axis.label.set_fontsize(9.5)
+    ax.grid(color=theme.faint, lw=0.5)
+    ax.set_axisbelow(True)
+
+
+def _legend(ax: Axes, theme: Theme, **options: Any) -> None:
+    ax.legend(
+        labelcolor=theme.ink, facecolor=theme.paper, edgecolor="none", framealpha=0.8, fontsize=8.5, **options
+    )
+
+
+def _style_bar(bar: Any, theme: Theme) -> None:
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=theme.ink, labelsize=8, width=0.6)
+
+
+def _component_labels(ax: Axes, variance: Array) -> None:
+    ax.set_xlabel(f"First principal component ({100 * variance[0]:.0f}% of the variance)")
+    ax.set_ylabel(f"Second ({100 * variance[1]:.0f}%)")
+
+
+def _size(n: int) -> float:
+    """Area of a point so that few are seen and many do not hide each other."""
+    return float(np.clip(3e4 / max(n, 1), 3.0, 25.0))

@@ -1,0 +1,37 @@
+"""Scores as CSV: predictions.csv and submission.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from numpy.typing import ArrayLike, NDArray
+
+from gwtwins.strain.command import write_text
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_scores(
+    path: Path,
+    ids: Sequence[str],
+    probability: NDArray,
+    label: ArrayLike | None = None,
+    score: ArrayLike | None = None,
+) -> None:
+    """Write ``id,target`` with the probability as target (a submission), or ``id,target,score`` with the label as target.
+
+    An id that a spreadsheet would run as a formula gets an apostrophe in front.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [f"'{name}" if name.startswith(_FORMULA) else name for name in ids]
+    if label is None or score is None:
+        writer.writerow(["id", "target"])
+        writer.writerows((name, f"{p:.6f}") for name, p in zip(names, probability, strict=True))
+    else:
+        writer.writerow(["id", "target", "score"])
+        writer.writerows((name, int(y), f"{s:.6f}") for name, y, s in zip(names, label, score, strict=True))
+    write_text(path, text.getvalue())

@@ -1,0 +1,186 @@
+"""The probe's statistic along time: windows slid over long whitened strain of several detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+from tqdm import tqdm
+
+from gwtwins.encoders.paired import PairedEncoder
+from gwtwins.probes.linear import LinearProbe
+from gwtwins.strain.errors import InputError
+from gwtwins.strain.recording import Conditioned
+
+Array = NDArray[np.float64]
+
+# Of a stride: GPS times of 1e9 s in float64 are multiples of 1e-7 s, and a window is not lost to such an error.
+_ROUNDING = 1e-3
+
+
+@dataclass
+class Series:
+    """The statistic of N windows in the order of time, D detectors."""
+
+    start: Array
+    """(N,) GPS time of each window's first sample."""
+    stat: Array
+    """(N,) the probe's logit."""
+    part: Array
+    """(N, D) what each detector's embedding adds to it; NaN where the detector is absent."""
+    detectors: tuple[str, ...]
+    """The encoder's."""
+    window: float
+    """Seconds."""
+    stride: float
+    """Seconds between the starts of windows that follow on each other."""
+
+    def __len__(self) -> int:
+        return self.start.size
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """(N, D): which detectors the window was looked at in."""
+        return np.isfinite(self.part)
+
+    @property
+    def p(self) -> Array:
+        """(N,) probability of a signal at the odds of the probe's labelled rows, far better than nature's."""
+        return expit(self.stat)
+
+    def windows_by_network(self) -> dict[str, int]:
+        """How many windows were looked at with which detectors, such as {"H1 L1": 290}."""
+        patterns, count = np.unique(self.present, axis=0, return_counts=True)
+        names = [" ".join(np.array(self.detectors)[pattern]) for pattern in patterns]
+        return {name: int(n) for name, n in zip(names, count, strict=True)}
+
+
+def join_pieces(pieces: Sequence[Conditioned]) -> list[Conditioned]:
+    """Pieces that follow on each other without a break made one, so that windows may cross from one to the next.
+
+    Returns them by detector and time. A joined piece has the PSD of its first part.
+    """
+    joined: list[Conditioned] = []
+    for piece in sorted(pieces, key=lambda p: (p.detector, p.source, p.gps_start)):
+        last = joined[-1] if joined else piece
+        follows = abs(piece.gps_start - last.gps_end) < 0.5 / piece.rate
+        if joined and follows and (last.detector, last.source) == (piece.detector, piece.source):
+            strain = np.concatenate([last.strain, piece.strain])
+            joined[-1] = replace(last, strain=strain, gates=[*last.gates, *piece.gates])
+        else:
+            joined.append(piece)
+    return joined
+
+
+def window_table(
+    pieces: Sequence[Conditioned], detectors: Sequence[str], window: float, stride: float, at_least: int
+) -> tuple[Array, NDArray[np.int64]]:
+    """Where windows can lie, and which piece holds each in each detector.
+
+    Windows start at whole multiples of ``stride`` in GPS time, whatever the files: detectors whose files begin
+    at different seconds share them, and the same strain gives the same windows in any company. A window that
+    touches a gate is not looked at in that detector: the hole is quieter than any noise the encoder has seen.
+    Where files overlap, the first holds the window.
+
+    Args:
+        pieces: whitened strain, at one rate.
+        detectors: D names.
+        window, stride: seconds.
+        at_least: detectors a window must be there in.
+
+    Returns:
+        start (N,) GPS seconds, ascending, and piece (N, D): index into ``pieces``, -1 where absent.
+    """
+    first = [int(np.ceil(piece.gps_start / stride - _ROUNDING)) for piece in pieces]
+    stop = [int(np.floor((piece.gps_end - window) / stride + _ROUNDING)) + 1 for piece in pieces]
+    spans = [np.arange(a, b) for a, b in zip(first, stop, strict=True)]
+    tick = np.unique(np.concatenate([np.zeros(0, np.int64), *spans]))
+    where = np.full((tick.size, len(detectors)), -1)
+    for i in reversed(range(len(pieces))):
+        row, column = np.searchsorted(tick, spans[i]), list(detectors).index(pieces[i].detector)
+        begin = spans[i] * stride
+        clear = np.ones(row.size, bool)
+        for a, b in pieces[i].gates:
+            clear &= (begin + window <= a) | (begin >= b)
+        where[row[clear], column] = i
+    enough = (where >= 0).sum(axis=1) >= at_least
+    return tick[enough] * stride, where[enough]
+
+
+def scan(
+    encoder: PairedEncoder,
+    probe: LinearProbe,
+    pieces: Sequence[Conditioned],
+    stride: float,
+    at_least: int = 1,
+    batch: int = 512,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Series:
+    """Embed a window every ``stride`` seconds and weigh it with the probe.
+
+    A detector that is absent from a window adds nothing to its statistic: see `FeatureMap`.
+
+    Args:
+        encoder: frozen, in eval mode.
+        probe: fitted to this encoder.
+        pieces: whitened strain at the encoder's rate, see `join_pieces`; detectors that the encoder knows.
+        stride: seconds between windows.
+        at_least: detectors that a window must be there in.
+        batch: windows at a time.
+        progress: a bar with windows/s and the time left on stderr.
+
+    Raises:
+        InputError: no window fits, a detector the encoder does not know, or strain at another rate.
+    """
+    detectors = encoder.detectors
+    for piece in pieces:
+        if piece.detector not in detectors:
+            expected = f"strain of the encoder's detectors: {' '.join(detectors)}"
+            raise InputError(piece.source, f"is of {piece.detector}", expected)
+        if piece.rate != encoder.rate:
+            raise InputError(piece.source, f"strain at {piece.rate:g} Hz", f"the encoder's {encoder.rate:g} Hz")
+    start, where = window_table(pieces, detectors, encoder.window, stride, at_least)
+    if not start.size:
+        fault = f"no {encoder.window:g} s in which {at_least} detector{'s' * (at_least > 1)} recorded well"
+        raise InputError("strain", fault, "longer or better stretches, or fewer detectors asked for")
+    series = Series(
+        start,
+        np.empty(start.size),
+        np.full(where.shape, np.nan),
+        detectors,
+        encoder.window,
+        stride,
+    )
+    coef = probe.coef[: len(detectors) * encoder.embedding_dim].reshape(len(detectors), -1)  # (D, E)
+    bar = tqdm(total=start.size, desc="scanning", unit="window", disable=not progress, dynamic_ncols=True)
+    with torch.inference_mode(), bar:
+        for begin in range(0, start.size, batch):
+            rows = slice(begin, begin + batch)
+            strain = torch.from_numpy(_cut(pieces, start[rows], where[rows], encoder.samples))  # (B, D, T)
+            present = where[rows] >= 0
+            embedding = encoder(strain.to(device), torch.from_numpy(present).to(device)).float().cpu().numpy()
+            if not np.isfinite(embedding).all():
+                raise InputError("encoder", "gives embeddings that are not finite", "finite weights")
+            own = probe.features.transform(embedding, present)[:, : coef.size].reshape(len(embedding), *coef.shape)
+            series.stat[rows] = probe.decision(embedding, present)
+            series.part[rows] = np.where(present, np.einsum("bde,de->bd", own, coef), np.nan)
+            bar.update(len(embedding))
+    return series
+
+
+def _cut(
+    pieces: Sequence[Conditioned], start: Array, where: NDArray[np.int64], samples: int
+) -> NDArray[np.float32]:
+    """Windows (B, D, samples) float32, zero where a detector is absent."""
+    out = np.zeros((*where.shape, samples), np.float32)
+    for i in np.unique(where[where >= 0]):
+        row, column = np.nonzero(where == i)
+        windows = np.lib.stride_tricks.sliding_window_view(pieces[i].strain, samples)
+        sample = np.rint((start[row] - pieces[i].gps_start) * pieces[i].rate).astype(int)
+        out[row, column] = windows[sample.clip(0, len(windows) - 1)]
+    return out

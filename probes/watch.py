@@ -1,0 +1,48 @@
+"""A quick look at a frozen encoder while it is being trained: watched only, nothing is chosen by it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from gwtwins.encoders.paired import PairedEncoder
+from gwtwins.probes.knn import KnnProbe
+from gwtwins.probes.linear import LinearProbe
+from gwtwins.probes.metrics import auc
+from gwtwins.strain.batch import Batch
+from gwtwins.strain.sources import Source
+
+
+class LabelledWatch:
+    """AUC of a linear and of a kNN probe on the first ``rows`` labelled rows of a source.
+
+    Half of them fit the probe, the other half score it; the test rows are never read.
+    """
+
+    def __init__(self, source: Source, rows: int, device: str) -> None:
+        self.batches: list[Batch] = []
+        held = 0
+        for batch in source.batches("labelled", min(rows, 256)):
+            self.batches.append(batch)
+            held += len(batch)
+            if held >= rows:
+                break
+        self.label = np.concatenate([b.label.cpu().numpy() for b in self.batches if b.label is not None]).astype(int)
+        self.device = device
+
+    def __call__(self, encoder: PairedEncoder) -> dict[str, float]:
+        """``linear_auc`` and ``knn_auc``; the encoder is handed back in the mode it came in."""
+        training = encoder.training
+        encoder.eval()
+        with torch.inference_mode():
+            embeddings = np.concatenate([encoder(b.strain, b.present).float().cpu().numpy() for b in self.batches])
+        encoder.train(training)
+        present = np.concatenate([b.present.cpu().numpy() for b in self.batches])
+        half = len(embeddings) // 2
+        fit, score = np.arange(half), slice(half, None)
+        linear = LinearProbe.fit(embeddings, present, self.label, fit, detectors=encoder.detectors)
+        knn = KnnProbe().fit(embeddings, present, self.label, fit)
+        return {
+            "linear_auc": float(auc(self.label[score], linear.decision(embeddings[score], present[score]))["value"]),
+            "knn_auc": float(auc(self.label[score], knn.decision(embeddings[score], present[score]))["value"]),
+        }
