@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from gwtwins.encoders.pooling import POOLINGS
 from gwtwins.encoders.registry import bounded, register
 from gwtwins.encoders.stem import LogPowerStem
+from gwtwins.strain.conditioning import check_band
+from gwtwins.strain.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class CnnGru(nn.Module):
         super().__init__()
         c = config
         self.config, self.rate, self.window, self.embedding_dim = c, c.rate, c.window, c.embedding
+        check_band(c.f_low, c.f_high, c.rate, "encoder cnn_gru, f_low to f_high")
+        if not c.stride <= c.kernel <= round(c.rate * c.window):
+            fault = f"kernel {c.kernel}, stride {c.stride}, {c.window:g} s at {c.rate:g} Hz"
+            raise InputError("encoder cnn_gru", fault, "stride <= kernel <= samples of the window")
         self.stem = LogPowerStem(
             c.bands, c.q, c.kernel, c.stride, c.f_low, c.f_high, c.rate, c.stem == "sine_gaussian"
         )

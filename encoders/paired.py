@@ -71,7 +71,7 @@ class PairedEncoder(nn.Module):
 
     def encode(self, x: Tensor, detector: Tensor) -> Tensor:
         """Rows of single detectors (N, T) to (N, E); ``detector`` (N,) indexes `detectors`."""
-        x = self.decimate(x)[:, None].contiguous()
+        x = self.decimate(x)[:, None].float().contiguous()
         if self.shared:
             return self.hl(x)
         is_v = torch.tensor([BRANCH[name] == "v" for name in self.detectors], device=x.device)[detector]

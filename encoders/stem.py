@@ -37,7 +37,8 @@ def sine_gaussian_pairs(frequency: Tensor, q: Tensor, kernel: int, rate: float) 
 class LogPowerStem(nn.Module):
     """Strain to log power in K bands: ``log(0.1 + (a^2 + b^2) / 2)`` of K trainable quadrature pairs (a, b).
 
-    Output length: ``ceil(T / stride)`` frames of ``stride / rate`` seconds.
+    Output length: ``T // stride`` frames of ``stride / rate`` seconds (one sample counts as one more where
+    ``kernel - stride`` is odd).
 
     Args:
         bands: K_q bands per quality factor, log-spaced over [f_low, f_high].

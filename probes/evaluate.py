@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from gwtwins.probes.features import Features
 from gwtwins.probes.knn import KnnProbe
 from gwtwins.probes.limits import MatchedFilterBank, known_signal, snr_in_window
 from gwtwins.probes.linear import LinearProbe, labelled_subset
 from gwtwins.probes.metrics import auc, calibration, efficiency, efficiency_vs_snr
+from gwtwins.strain.progress import progress_bar
 from gwtwins.strain.simulated import SimulatedSource
 
 FALSE_ALARM = (0.1, 0.01, 0.001)
@@ -105,7 +105,7 @@ def limits(source: SimulatedSource, templates: int, progress: bool = True) -> di
     bank = MatchedFilterBank(source, templates, progress) if templates else None
     scores: dict[str, list[NDArray[np.float64]]] = {"marginalised": [], "maximum": []}
     label, snr, inside = [], [], []
-    with tqdm(total=source.count("test"), desc="matched filter", unit="row", disable=not progress) as bar:
+    with progress_bar(source.count("test"), "matched filter", "row", progress) as bar:
         for batch in source.batches("test", _BANK_BATCH, signal=True):
             assert batch.label is not None
             label.append(batch.label.cpu().numpy())

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from gwtwins.strain.batch import Batch
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.progress import progress_bar
 from gwtwins.strain.sources import Source
 
 Array = NDArray[np.floating]
@@ -60,9 +60,7 @@ class Features:
 def fingerprint(module: nn.Module) -> str:
     """SHA-256 over name, type, shape and bytes of every parameter and buffer, on whichever device."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(
-        [*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]
-    ):
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -95,9 +93,7 @@ def embed(
     detectors = tuple(getattr(encoder, "detectors", source.detectors))
     unknown = [name for name in source.detectors if name not in detectors]
     if unknown:
-        raise InputError(
-            source.spec, f"has detector {unknown[0]}", f"detectors of the encoder: {' '.join(detectors)}"
-        )
+        raise InputError(source.spec, f"has detector {unknown[0]}", f"detectors of the encoder: {' '.join(detectors)}")
     total = source.count(split)
     if total < 1:
         raise InputError(source.spec, f"no rows in split {split}", "at least one")
@@ -106,9 +102,7 @@ def embed(
     collected = _Collector(total, detectors)
     try:
         encoder.eval()
-        bar = tqdm(
-            total=total, desc=f"embedding {split}", unit="row", disable=not progress, dynamic_ncols=True
-        )
+        bar = progress_bar(total, f"embedding {split}", "row", progress)
         with torch.inference_mode(), bar:
             for batch in source.batches(split, batch_size):
                 strain, present = _arrange(batch.to(device), source.detectors, detectors)
@@ -203,7 +197,7 @@ class FeatureMap:
             raise InputError("features", f"{kind!r}", " or ".join(KINDS))
         self.kind = kind
         self.state: dict[str, Array] = {}
-        """float64 ``mean``, ``inverse`` (D, E) and, if coherent, ``pair_mean``, ``pair_inverse`` (pairs, E)."""
+        """``mean``, ``inverse`` (D, E); if coherent, ``pair_mean``, ``pair_inverse`` (pairs, E). float64."""
 
     @property
     def n_features(self) -> int:
@@ -226,12 +220,8 @@ class FeatureMap:
         if not index.size:
             raise InputError("features", "no rows to learn means and scales from", "at least one")
         if self.kind == "coherent" and x.shape[1] < 2:
-            raise InputError(
-                "coherent features", f"{x.shape[1]} detector", "at least two to take products of"
-            )
-        self.state["mean"], self.state["inverse"] = _standard(
-            (x[part], here[part]) for part in _blocks(x, index)
-        )
+            raise InputError("coherent features", f"{x.shape[1]} detector", "at least two to take products of")
+        self.state["mean"], self.state["inverse"] = _standard((x[part], here[part]) for part in _blocks(x, index))
         if self.kind == "coherent":
             blocks = _blocks(x, index)
             pairs = (self._products(self._centred(x[part], here[part]), here[part]) for part in blocks)
@@ -243,9 +233,7 @@ class FeatureMap:
         """Features (N, F) float32 of ``embeddings`` (N, D, E) with ``present`` (N, D), all by default."""
         x, here = _checked(embeddings, present)
         if not self.state or x.shape[1:] != self.state["mean"].shape:
-            expected = (
-                f"(N, {', '.join(map(str, self.state['mean'].shape))})" if self.state else "a fitted map"
-            )
+            expected = f"(N, {', '.join(map(str, self.state['mean'].shape))})" if self.state else "a fitted map"
             raise InputError("embeddings", f"shape {x.shape}", expected)
         z = self._centred(x, here)
         if self.kind == "concat":
@@ -307,8 +295,6 @@ def _standard(parts: Iterator[tuple[Array, NDArray[np.bool_]]]) -> tuple[Array, 
     mean = mean + origin
     varies = variance > (1e-6 * np.abs(mean)) ** 2  # float32 rounding of a constant is not a spread
     variance = np.where(varies, variance, np.nan)
-    typical = np.array(
-        [np.nanmedian(v) if np.any(k) else np.nan for v, k in zip(variance, varies, strict=True)]
-    )
+    typical = np.array([np.nanmedian(v) if np.any(k) else np.nan for v, k in zip(variance, varies, strict=True)])
     variance = (rows * variance + PRIOR_ROWS * typical[:, None]) / (rows + PRIOR_ROWS)
     return mean, np.where(varies, 1.0 / np.sqrt(np.where(varies, variance, 1.0)), 0.0)

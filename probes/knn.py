@@ -63,9 +63,7 @@ class KnnProbe:
         step = max(64, BLOCK // self.features.n_features)
         for start in range(0, out.size, step):
             part = slice(start, start + step)
-            query = _unit(
-                self.features.transform(embeddings[part], None if present is None else present[part])
-            )
+            query = _unit(self.features.transform(embeddings[part], None if present is None else present[part]))
             similarity, signal = self._nearest(query, min(step, 4096))
             vote = np.exp(similarity / TEMPERATURE)
             out[part] = np.log1p((vote * signal).sum(axis=1)) - np.log1p((vote * ~signal).sum(axis=1))

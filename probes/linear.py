@@ -35,7 +35,7 @@ _FRAC = "a fraction in (0, 1], or a whole number of labels from 10 up"
 
 
 def parse_frac(text: object, n_labelled: int) -> int:
-    """How many labels ``--frac`` asks for: up to 1 a fraction of ``n_labelled`` (1 is all), from 10 up a count.
+    """How many labels ``--frac`` asks for: up to 1 a fraction of ``n_labelled``, from 10 up a count.
 
     Raises InputError for anything else, for fewer than ten labels and for more than there are.
     """
@@ -47,9 +47,7 @@ def parse_frac(text: object, n_labelled: int) -> int:
     if 0.0 < value <= 1.0:
         count = round(value * n_labelled)
         if count < MIN_LABELS:
-            raise InputError(
-                where, f"is {count} of {n_labelled} labelled rows", f"at least {MIN_LABELS} labels"
-            )
+            raise InputError(where, f"is {count} of {n_labelled} labelled rows", f"at least {MIN_LABELS} labels")
         return count
     if not math.isfinite(value) or value < MIN_LABELS or value != int(value):
         raise InputError(where, "is neither a fraction nor a count", _FRAC)
@@ -224,11 +222,7 @@ class LinearProbe:
         Raises InputError: a file that is absent, too large or not what it should be, or two that do not
         belong together.
         """
-        target = (
-            Path(path) / "probe.safetensors"
-            if Path(path).is_dir()
-            else Path(path).with_suffix(".safetensors")
-        )
+        target = Path(path) / "probe.safetensors" if Path(path).is_dir() else Path(path).with_suffix(".safetensors")
         beside = target.with_suffix(".json")
         text = _read(beside)
         try:
@@ -241,11 +235,7 @@ class LinearProbe:
         kind, names, e = entry.get("features"), entry.get("detectors"), entry.get("embedding_dim")
         if kind not in KINDS:
             raise InputError(beside, f"features {kind!r}", " or ".join(KINDS))
-        if (
-            not isinstance(names, list)
-            or not 1 <= len(names) <= MAX_DETECTORS
-            or not all(map(_is_name, names))
-        ):
+        if not isinstance(names, list) or not 1 <= len(names) <= MAX_DETECTORS or not all(map(_is_name, names)):
             raise InputError(beside, f"detectors {names!r}", "a list of names")
         if type(e) is not int or not 1 <= e <= MAX_EMBEDDING:
             raise InputError(beside, f"embedding_dim {e!r}", f"1 to {MAX_EMBEDDING}")
@@ -259,11 +249,7 @@ class LinearProbe:
         features = FeatureMap(kind)
         coef, intercept = tensors.pop("coef"), float(tensors.pop("intercept")[0])
         features.state = tensors
-        about = {
-            k: entry[k]
-            for k in ("c", "held_out_loss", "n_labels", "n_signals", "seed", "tried")
-            if k in entry
-        }
+        about = {k: entry[k] for k in ("c", "held_out_loss", "n_labels", "n_signals", "seed", "tried") if k in entry}
         return cls(features, coef, intercept, tuple(names), encoder, about)
 
 
@@ -281,16 +267,12 @@ def _tensors(path: Path, data: bytes, kind: str, d: int, e: int) -> dict[str, Ar
     try:
         tensors = parse_tensors(data)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            path, "is not a readable safetensors file", "the tensors of a saved probe"
-        ) from error
+        raise InputError(path, "is not a readable safetensors file", "the tensors of a saved probe") from error
     if set(tensors) != set(shapes):
         raise InputError(path, f"holds {', '.join(sorted(tensors))}"[:200], ", ".join(sorted(shapes)))
     for name, shape in shapes.items():
         if tensors[name].shape != shape or tensors[name].dtype != np.float64:
-            raise InputError(
-                path, f"{name} is {tensors[name].dtype} {tensors[name].shape}", f"float64 {shape}"
-            )
+            raise InputError(path, f"{name} is {tensors[name].dtype} {tensors[name].shape}", f"float64 {shape}")
         if not np.all(np.isfinite(tensors[name])):
             raise InputError(path, f"{name} has a value that is not finite", "finite numbers")
     return tensors
@@ -305,9 +287,7 @@ def _read(path: Path) -> bytes:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise InputError(
-            path, "cannot be read", "a saved probe: probe.safetensors with probe.json beside"
-        ) from error
+        raise InputError(path, "cannot be read", "a saved probe: probe.safetensors with probe.json beside") from error
     if len(data) > MAX_BYTES:
         raise InputError(path, f"is over {MAX_BYTES >> 20} MiB", "a saved probe")
     return data

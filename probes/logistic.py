@@ -263,7 +263,7 @@ class _Solver:
         self.state = self._pass(start)
 
     def solve(self, full_strength: float) -> _State:
-        """The solutions at a strength (a column's in proportion to its rows), starting from those found last."""
+        """The solutions at a strength, a column's in proportion to its rows, starting from the last ones."""
         strength = full_strength * self.seen / self.label.size
         now, inverse = self.state, self._preconditioner(strength)
         history: list[tuple[Array, Array, Array]] = []

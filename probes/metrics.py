@@ -24,15 +24,13 @@ MIN_FALSE_ALARMS = 10
 
 
 def wilson(detected: ArrayLike, total: ArrayLike) -> tuple[Array, Array]:
-    """Wilson 95% interval of a binomial fraction (Wilson 1927), NaN where ``total`` is 0; shapes broadcast."""
+    """Wilson's (1927) 95% interval of a binomial fraction, NaN where ``total`` is 0; shapes broadcast."""
     k, n = np.asarray(detected, dtype=np.float64), np.asarray(total, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         p = k / n
         centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
         half = Z95 / (1 + Z95**2 / n) * np.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
-    return np.where(k == 0, np.minimum(0.0, p), centre - half), np.where(
-        k == n, np.maximum(1.0, p), centre + half
-    )
+    return np.where(k == 0, np.minimum(0.0, p), centre - half), np.where(k == n, np.maximum(1.0, p), centre + half)
 
 
 def auc(label: ArrayLike, score: ArrayLike) -> dict[str, Any]:
@@ -211,9 +209,7 @@ def calibration(label: ArrayLike, p: ArrayLike, bins: int = 10) -> dict[str, Any
 def _check(label: ArrayLike, score: ArrayLike) -> tuple[Array, Array]:
     truth, value = np.asarray(label, dtype=np.float64), np.asarray(score, dtype=np.float64)
     if truth.ndim != 1 or truth.shape != value.shape:
-        raise InputError(
-            "score", f"shape {value.shape} for labels {truth.shape}", "one number for each label"
-        )
+        raise InputError("score", f"shape {value.shape} for labels {truth.shape}", "one number for each label")
     if not np.all((truth == 0) | (truth == 1)):
         raise InputError("label", "a value that is neither 0 nor 1", "0 for noise, 1 for a signal")
     if not np.all(np.isfinite(value)):
@@ -236,9 +232,7 @@ def _placements(signal: Array, noise: Array) -> tuple[Array, Array, Array]:
     m, n = signal.shape[1], noise.shape[1]
     ranks = stats.rankdata(np.concatenate([signal, noise], axis=1), axis=1)
     by_signal = (ranks[:, :m] - stats.rankdata(signal, axis=1)) / n  # fraction of the noise below this signal
-    by_noise = (
-        1.0 - (ranks[:, m:] - stats.rankdata(noise, axis=1)) / m
-    )  # fraction of the signals above this noise
+    by_noise = 1.0 - (ranks[:, m:] - stats.rankdata(noise, axis=1)) / m  # fraction of the signals above this noise
     return by_signal.mean(axis=1), by_signal, by_noise
 
 
@@ -256,9 +250,7 @@ def _too_few(n_noise: int, fap: float) -> str | None:
         raise InputError("false-alarm probability", str(fap), "a number between 0 and 1")
     needed = int(np.ceil(MIN_FALSE_ALARMS / fap - 1e-6))
     return (
-        None
-        if n_noise >= needed
-        else f"{n_noise} noise rows, {needed} needed for a false-alarm probability of {fap:g}"
+        None if n_noise >= needed else f"{n_noise} noise rows, {needed} needed for a false-alarm probability of {fap:g}"
     )
 
 

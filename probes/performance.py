@@ -59,7 +59,7 @@ def limit_performances(results: ProbeResults) -> list[Performance]:
 
 
 def _fill(shown: Performance, results: ProbeResults, node: dict[str, Any]) -> None:
-    """Figures that are given as they are; those that are not, and the curves, from the rows' statistic."""
+    """Figures as they are given; curves, and what is not given with an interval, from the rows' statistic."""
     label, fap = results.label, shown_fap(results)
     if node.get("auc") is not None:
         shown.auc = _with_interval(node["auc"], node.get("auc_ci95"))
@@ -76,9 +76,11 @@ def _fill(shown: Performance, results: ProbeResults, node: dict[str, Any]) -> No
         _fill_known(shown, results, np.asarray(node["snr"], dtype=np.float64), edges)
     elif node.get("score") is not None:
         score = np.asarray(node["score"], dtype=np.float64)
-        shown.auc = shown.auc or metrics.auc(label, score)
+        if shown.auc is None or shown.auc.get("ci95") is None:
+            shown.auc = metrics.auc(label, score)
         for p in FAPS:
-            shown.efficiency.setdefault(p, metrics.efficiency(label, score, p))
+            if shown.efficiency.get(p, {}).get("ci95") is None:
+                shown.efficiency[p] = metrics.efficiency(label, score, p)
         curve = metrics.roc(label, score)
         shown.roc = np.asarray(curve["fap"]), np.asarray(curve["efficiency"])
         if fap and results.snr_known and results.snr is not None and not shown.by_snr:

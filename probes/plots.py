@@ -26,9 +26,10 @@ from gwtwins.probes.results import Example
 
 Array = NDArray[np.floating]
 
-WIDTH, HEIGHT = 5.2, 3.9  # inches; with text of 9 points that is 9 pixels and more on a phone of 360
-DPI = 160
+WIDTH, HEIGHT = 4.6, 3.6  # inches: text of 9 points is 9 pixels on a phone of 360, 15 on a wide page
+DPI = 180
 DASHES = ((0, (6, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1.5, 1, 1.5, 1, 1.5)))
+ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "borderaxespad": 0.2}
 ENERGY_TOP = 25.0  # of the Q-transform's colours: noise goes beyond it in one tile of 1e11
 
 
@@ -67,32 +68,30 @@ def roc(
     ax.set_ylim(0, 1.02)
     few = min(1.0, metrics.MIN_FALSE_ALARMS / n_noise)
     ax.axvspan(1 / n_noise, few, color=theme.faint, alpha=0.45, lw=0)
-    middle = np.sqrt(few / n_noise)
-    ax.text(middle, 0.985, "fewer than 10\nfalse alarms", ha="center", va="top", fontsize=7, color=theme.ink)
-    for dash, limit in zip(DASHES, limits):
+    text = f"fewer than {metrics.MIN_FALSE_ALARMS}\nfalse alarms"
+    ax.text(np.sqrt(few / n_noise), 0.02, text, ha="center", fontsize=7.5, color=theme.ink)
+    for dash, limit in _dashed(limits):
         if limit.roc is not None:
-            x, y = limit.roc
-            ax.plot(np.maximum(x, 0.5 / n_noise), y, color=theme.ink, ls=dash, lw=1.3, label=limit.title)
+            ax.plot(*_from_one(limit.roc, n_noise), color=theme.ink, ls=dash, lw=1.3, label=limit.title)
         else:
             points = [(p, e["value"]) for p, e in limit.efficiency.items() if e["value"] is not None]
             ax.plot(*zip(*points), "D", color=theme.ink, ms=4, mfc=theme.paper, label=limit.title)
     if band["fap"].size:
         ax.fill_between(band["fap"], band["low"], band["high"], color=theme.probe, alpha=0.25, lw=0)
     if probe.roc is not None:
-        x, y = probe.roc
-        ax.plot(np.maximum(x, 0.5 / n_noise), y, color=theme.probe, lw=1.8, label=probe.title)
+        ax.plot(*_from_one(probe.roc, n_noise), color=theme.probe, lw=1.8, label=probe.title)
     ax.set_xlabel("False-alarm probability (share of noise windows)")
     ax.set_ylabel("Efficiency (share of signals found)")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    _legend(ax, theme, loc="lower right", reverse=True)
+    _legend(ax, theme, loc="lower right")
     return figure
 
 
 def efficiency_vs_snr(theme: Theme, probe: Performance, limits: Sequence[Performance]) -> Figure:
     """Efficiency in bins of network SNR: points with 95% intervals, limits as lines."""
     figure, ax = _axes(theme)
-    for dash, limit in zip(DASHES, limits):
+    for dash, limit in _dashed(limits):
         bins = [b for b in limit.by_snr if b["value"] is not None]
         if bins:
             x = [np.mean(b["snr"]) for b in bins]
@@ -108,7 +107,7 @@ def efficiency_vs_snr(theme: Theme, probe: Performance, limits: Sequence[Perform
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("Network SNR")
     ax.set_ylabel("Efficiency (share of signals found)")
-    _legend(ax, theme, loc="lower right", reverse=True)
+    _legend(ax, theme, loc="lower right")
     return figure
 
 
@@ -130,9 +129,8 @@ def scores(theme: Theme, score: Array, label: Array | None, thresholds: dict[flo
     ax.yaxis.set_minor_formatter(NullFormatter())
     for fap, threshold in thresholds.items():
         ax.axvline(threshold, color=theme.ink, lw=0.9)
-        where = (threshold, 1.01)
-        text = f"1 in {1 / fap:,.0f}"
-        ax.annotate(text, where, xycoords=("data", "axes fraction"), ha="center", fontsize=7.5, color=theme.ink)
+        text, where = f" 1 in {1 / fap:,.0f}", ax.get_xaxis_transform()
+        ax.text(threshold, 1, text, rotation=90, ha="right", va="top", fontsize=7.5, color=theme.ink, transform=where)
     ax.set_xlabel("Statistic (logit of the probe)")
     ax.set_ylabel("Windows per bin")
     _legend(ax, theme, loc="upper right")
@@ -164,7 +162,7 @@ def embedding_by_label(theme: Theme, xy: Array, variance: Array, label: Array) -
     for name, value in (("signals", theme.signal), ("noise", theme.noise)):
         ax.scatter([], [], s=28, c=value, lw=0, label=name)
     _component_labels(ax, variance)
-    _legend(ax, theme, loc="best")
+    _legend(ax, theme, **ABOVE)
     return figure
 
 
@@ -177,12 +175,11 @@ def embedding_by_value(
     if not coloured.all():
         rest = xy[~coloured]
         ax.scatter(rest[:, 0], rest[:, 1], s=_size(len(xy)), c=theme.noise, lw=0, alpha=0.35, label="noise")
-        _legend(ax, theme, loc="best", markerscale=2.5)
+        _legend(ax, theme, **ABOVE, markerscale=2.5)
     drawn, shade = xy[coloured], value[coloured]
     low, high = np.percentile(shade, [1, 99])
-    points = ax.scatter(
-        drawn[:, 0], drawn[:, 1], s=_size(len(xy)), c=shade, cmap=theme.rising, vmin=low, vmax=high, lw=0, alpha=0.8
-    )
+    options = {"cmap": theme.rising, "vmin": low, "vmax": high, "alpha": 0.8, "lw": 0}
+    points = ax.scatter(drawn[:, 0], drawn[:, 1], s=_size(len(xy)), c=shade, **options)
     bar = figure.colorbar(points, ax=ax, pad=0.02, aspect=30)
     bar.solids.set_alpha(1.0)
     _style_bar(bar, theme)
@@ -191,50 +188,79 @@ def embedding_by_value(
     return figure
 
 
-def example(
-    theme: Theme, shown: Example, detectors: Sequence[str], f_low: float, f_high: float
-) -> Figure:
+def example(theme: Theme, shown: Example, detectors: Sequence[str], f_low: float, f_high: float) -> Figure:
     """Whitened strain and its Q-transform, one above the other for each detector, over the same time."""
-    d = len(detectors)
-    figure = Figure(figsize=(4.4, 0.7 + 2.2 * d), dpi=DPI, facecolor=theme.paper, layout="constrained")
-    panels = figure.subplots(2 * d, 1, sharex=True, height_ratios=[1, 1.7] * d, squeeze=False)[:, 0]
     strain = np.asarray(shown.strain, dtype=np.float64)
     time = np.arange(strain.shape[-1]) / shown.rate
     reach = max(5.0, 1.05 * float(np.abs(strain).max(initial=0.0)))
+    q = q_transform(strain, shown.rate, f_low=f_low, f_high=f_high)
+    step = max(1, q.time.size // 1024)
+    figure, panels, bar_ax = _stack(theme, len(detectors))
     image = None
-    for i, name in enumerate(detectors):
-        wave, tiles = panels[2 * i], panels[2 * i + 1]
-        for ax in (wave, tiles):
-            _style(ax, theme)
-        wave.set_ylim(-reach, reach)
-        wave.set_ylabel("Noise σ", fontsize=8)
-        wave.text(0.012, 0.9, name, transform=wave.transAxes, va="top", weight="bold", color=theme.ink, zorder=5)
-        tiles.set_ylabel("Hz", fontsize=8)
-        tiles.set_yscale("log")
-        tiles.set_ylim(f_low, f_high)
-        tiles.yaxis.set_major_locator(FixedLocator([f for f in (20, 50, 100, 200, 500) if f_low <= f <= f_high]))
-        tiles.yaxis.set_minor_locator(NullLocator())
+    for (wave, tiles), name, x, energy in zip(panels, detectors, strain, q.energy):
+        wave.set(xlim=(0, time[-1]), ylim=(-reach, reach), ylabel="Noise σ")
+        wave.text(0, 1.03, name, transform=wave.transAxes, weight="bold", fontsize=9.5, color=theme.ink)
+        wave.tick_params(labelbottom=False, bottom=False)
+        wave.yaxis.set_major_locator(FixedLocator([0, round(0.8 * reach)]))
+        tiles.set(xlim=(0, time[-1]), ylim=(f_low, f_high), yscale="log", ylabel="Hz")
+        ticks = [f for f in (20, 50, 100, 200, 500, 1000) if f_low <= f <= f_high]
+        tiles.yaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator())
         tiles.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         tiles.grid(False)
-        if not np.any(strain[i]):
+        if not np.any(x):
             wave.text(0.5, 0.5, "no data", transform=wave.transAxes, ha="center", va="center", color=theme.ink)
             continue
-        wave.plot(time, strain[i], color=theme.ink, lw=0.45)
-        q = q_transform(strain[i], shown.rate, f_low=f_low, f_high=f_high)
-        step = max(1, q.time.size // 1024)
+        wave.plot(time, x, color=theme.ink, lw=0.45)
         image = tiles.pcolormesh(
-            q.time[::step], q.frequency, q.energy[:, ::step], vmin=0, vmax=ENERGY_TOP, cmap="viridis", shading="nearest"
+            q.time[::step], q.frequency, energy[:, ::step], vmin=0, vmax=ENERGY_TOP, cmap="viridis"
         )
         if shown.merger is not None:
-            at = dict(xycoords=("data", "axes fraction"), annotation_clip=False, color=theme.signal)
-            wave.annotate("▼", (shown.merger, 0.98), ha="center", va="center", fontsize=7, **at)
-    panels[-1].set_xlim(0, time[-1])
-    panels[-1].set_xlabel("Time in the window (s)")
+            top = wave.get_xaxis_transform()
+            wave.plot(shown.merger, 1.06, "v", ms=5, color=theme.signal, transform=top, clip_on=False)
+    panels[-1][1].set_xlabel("Time in the window (s)")
+    panels[-1][1].tick_params(labelbottom=True)
     if image is not None:
-        bar = figure.colorbar(image, ax=list(panels), location="bottom", aspect=45, pad=0.01, extend="max", shrink=0.9)
+        bar = figure.colorbar(image, cax=bar_ax, orientation="horizontal", extend="max")
         _style_bar(bar, theme)
-        bar.set_label("Energy (noise average = 1)", color=theme.ink, fontsize=8)
+        bar.set_label("Energy (noise average = 1)", color=theme.ink, fontsize=8.5)
+    else:
+        bar_ax.remove()
     return figure
+
+
+def _stack(theme: Theme, d: int) -> tuple[Figure, list[tuple[Axes, Axes]], Axes]:
+    """For each of ``d`` detectors a strain and a Q-transform panel close together; and room for a colour bar."""
+    strain, tiles, close, apart, left, right, top, bottom = 0.55, 1.15, 0.05, 0.3, 0.52, 0.12, 0.25, 0.95
+    width, height = 4.4, top + d * (strain + close + tiles) + (d - 1) * apart + bottom  # all in inches
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=theme.paper)
+
+    def panel(y: float, tall: float, inset: float = 0.0) -> Axes:
+        across = width - left - right - 2 * inset
+        ax = figure.add_axes(((left + inset) / width, y / height, across / width, tall / height))
+        _style(ax, theme)
+        ax.yaxis.label.set_fontsize(8.5)
+        return ax
+
+    panels, y = [], height - top
+    for _ in range(d):
+        wave = panel(y - strain, strain)
+        y -= strain + close + tiles
+        panels.append((wave, panel(y, tiles)))
+        panels[-1][1].tick_params(labelbottom=False)
+        y -= apart
+    return figure, panels, panel(0.4, 0.08, inset=0.4)
+
+
+def _dashed(limits: Sequence[Performance]) -> list[tuple[Any, Performance]]:
+    """The limits with their dashes, the highest first as it is on the axes."""
+    return list(zip(DASHES, limits))[::-1]
+
+
+def _from_one(curve: tuple[Array, Array], n_noise: int) -> tuple[Array, Array]:
+    """A ROC from one false alarm on: a logarithmic axis has no room for none."""
+    x, y = curve
+    first = max(0, int(np.searchsorted(x, 1.000001 / n_noise, side="right")) - 1)
+    return np.maximum(x[first:], 1 / n_noise), y[first:]
 
 
 def _axes(theme: Theme) -> tuple[Figure, Axes]:

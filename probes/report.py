@@ -134,10 +134,11 @@ def _roc_picture(results: ProbeResults, probe: Performance, limits: list[Perform
 
 def _snr_picture(fap: float, probe: Performance, limits: list[Performance]) -> Picture:
     caption = (
-        f"At one false alarm in {1 / fap:,.0f}: look for the SNR at which half of the signals are found, and how far "
-        "to its right the probe's points lie from the lines."
+        f"At one false alarm in {1 / fap:,.0f}: how far a line has to be moved to the right to meet the points is "
+        "the loudness that the probe loses."
     )
-    values = [f"{b['value']:.2f} at SNR {b['snr'][0]:g} to {b['snr'][1]:g}" for b in probe.by_snr if b["value"] is not None]
+    bins = [b for b in probe.by_snr if b["value"] is not None]
+    values = [f"{b['value']:.2f} at SNR {b['snr'][0]:g} to {b['snr'][1]:g}" for b in bins]
     draw = partial(plots.efficiency_vs_snr, probe=probe, limits=limits)
     alt = f"Efficiency in bins of network SNR: {', '.join(values)}."
     return Picture("efficiency_vs_snr", "Signals found against their loudness", caption, alt, draw)
@@ -155,7 +156,8 @@ def _score_picture(results: ProbeResults, label: Array | None) -> Picture:
             "Signals right of a threshold are found and noise right of it is a false alarm, of which the line "
             "allows one in so many: look for a tail of noise."
         )
-    alt = f"Histogram of the statistic on a logarithmic axis, from {results.score.min():.1f} to {results.score.max():.1f}."
+    ends = f"from {results.score.min():.1f} to {results.score.max():.1f}"
+    alt = f"Histogram of the statistic, {ends}, with a logarithmic axis of counts."
     draw = partial(plots.scores, score=results.score, label=label, thresholds=thresholds)
     return Picture("scores", "The statistic", caption, alt, draw)
 

@@ -173,6 +173,19 @@ def scan(
     return series
 
 
+def strain_between(pieces: Sequence[Conditioned], detector: str, low: float, high: float) -> tuple[Array, float]:
+    """The detector's strain (T,) from GPS ``low`` to ``high``, NaN where there is none, and its rate."""
+    mine = [piece for piece in pieces if piece.detector == detector]
+    rate = pieces[0].rate
+    out = np.full(round((high - low) * rate), np.nan)
+    for piece in reversed(mine):
+        first = round((piece.gps_start - low) * rate)
+        a, b = max(first, 0), min(first + piece.strain.size, out.size)
+        if a < b:
+            out[a:b] = piece.strain[a - first : b - first]
+    return out, rate
+
+
 def _cut(
     pieces: Sequence[Conditioned], start: Array, where: NDArray[np.int64], samples: int
 ) -> NDArray[np.float32]:

@@ -70,7 +70,7 @@ def figure_table(
     knn = results.figures.get("knn_auc")
     if knn is not None:
         cell = _cell(knn if isinstance(knn, dict) else {"value": knn})
-        rows.append(("The same, nearest neighbours", [cell, *[("", "")] * len(limits)]))
+        rows.append(("Area under the ROC, kNN probe", [cell, *[("", "")] * len(limits)]))
     for fap in sorted({p for shown in (probe, *limits) for p in shown.efficiency}, reverse=True):
         entry = probe.efficiency.get(fap, {})
         if entry.get("value") is None and entry.get("reason"):
@@ -112,11 +112,11 @@ def made(results: ProbeResults) -> list[tuple[str, str]]:
         {True: "one for all detectors", False: "one for H1 and L1, one for V1 and K1"}.get(run.get("shared")),
         _phrase("embedding {}", run.get("embedding")),
     )
+    band = run.get("f_low"), run.get("f_high")
     window = _join(
         _phrase("{:g} s", run.get("window")),
         _phrase("{:g} Hz", run.get("rate")),
-        _phrase("whitened from {:g} Hz", run.get("f_low")),
-        _phrase("to {:g} Hz", run.get("f_high")),
+        _phrase("whitened between {0[0]:g} and {0[1]:g} Hz", band if None not in band else None),
         ", ".join(f"{k} {v}" for k, v in (run.get("psds") or {}).items()),
     )
     steps = f"{run['steps']:,} steps" if isinstance(run.get("steps"), int) else None
@@ -148,7 +148,9 @@ def example_caption(example: Example) -> str:
     what = "noise" if example.title == "Worst false alarm" else "a window"
     if example.snr is not None:
         what = f"a signal of network SNR {example.snr:.1f}"
-    text = f"{what}, statistic {example.score:.1f}, id {example.id}."
+    if example.merger is not None:
+        what += " that merges at the triangles"
+    text = f"{what[0].upper()}{what[1:]}, statistic {example.score:.1f}, id {example.id}."
     hint = HINTS.get(example.title)
     return text + (f" Look for {hint}." if hint else "")
 

@@ -16,13 +16,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from gwtwins.ssl.objectives import correlation_terms, effective_rank
 from gwtwins.ssl.pretrain import Feed, Pretraining
 from gwtwins.strain.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
-
-_LINE_EVERY = 15.0  # seconds between progress lines where the output is not a terminal
+from gwtwins.strain.progress import progress_bar
 
 
 # What Lightning says on every fit about its own insides, or about what this project means to do.
@@ -56,16 +54,8 @@ class Progress(pl.Callback):
         self.bar: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        interactive = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=trainer.max_steps,
-            initial=trainer.global_step,
-            desc="pretraining",
-            unit="step",
-            mininterval=0.5 if interactive else _LINE_EVERY,
-            dynamic_ncols=interactive,
-            disable=not trainer.is_global_zero,
-        )
+        shown = trainer.is_global_zero
+        self.bar = progress_bar(trainer.max_steps, "pretraining", "step", shown, trainer.global_step)
         self.began, self.first = time.perf_counter(), trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Pretraining, *_: Any) -> None:

@@ -35,6 +35,8 @@ class Views:
     first_detector: Tensor
     """(N,) int64, index into the source's detectors."""
     second_detector: Tensor
+    row: Tensor
+    """(N,) int64, the global row each came from; rows that lacked a detector are left out."""
 
     def __len__(self) -> int:
         return self.first.shape[0]
@@ -48,11 +50,13 @@ def _pick(strain: Tensor, detector: Tensor) -> Tensor:
     return strain[torch.arange(len(strain), device=strain.device), detector]
 
 
-def _cross(batch: Batch, pair: Tensor, present: Tensor) -> Views:
+def _cross(batch: Batch, pair: Tensor, row: Tensor) -> Views:
     """Views of the rows whose two detectors of ``pair`` (B, 2) are both present."""
-    keep = present.gather(1, pair).all(dim=1)
-    strain, pair = (batch.strain, pair) if bool(keep.all()) else (batch.strain[keep], pair[keep])
-    return Views(_pick(strain, pair[:, 0]), _pick(strain, pair[:, 1]), pair[:, 0], pair[:, 1])
+    keep = batch.present.gather(1, pair).all(dim=1)
+    strain = batch.strain
+    if not bool(keep.all()):
+        strain, pair, row = strain[keep], pair[keep], row[keep]
+    return Views(_pick(strain, pair[:, 0]), _pick(strain, pair[:, 1]), pair[:, 0], pair[:, 1], row)
 
 
 def make_views(kind: str, source: Source, augment: AugmentConfig, always: bool = False) -> ViewMaker:
@@ -91,7 +95,7 @@ def _from_pairs(source: Source, pairs: Tensor, choose: Callable[[Tensor, int], T
         windows = source.train_batch(seed, step, rows, progress, batch)
         u = draws.uniform(seed, "views", step, rows, 1)[:, 0]
         device = windows.strain.device
-        return _cross(windows, pairs.to(device)[choose(u, step).to(device)], windows.present)
+        return _cross(windows, pairs.to(device)[choose(u, step).to(device)], torch.tensor(rows, device=device))
 
     return views
 
@@ -110,8 +114,9 @@ def _noise(source: Source) -> ViewMaker:
     def views(seed: int, step: int, rows: range, progress: float, batch: int) -> Views:
         first, second = source.train_pair(seed, step, rows, progress, batch)
         detector, keep = _one_detector(first, seed, step, rows)
-        detector = detector[keep]
-        return Views(_pick(first.strain[keep], detector), _pick(second.strain[keep], detector), detector, detector)
+        detector, row = detector[keep], torch.tensor(rows, device=keep.device)[keep]
+        a, b = _pick(first.strain[keep], detector), _pick(second.strain[keep], detector)
+        return Views(a, b, detector, detector, row)
 
     return views
 
@@ -123,7 +128,7 @@ def _augment(source: Source) -> ViewMaker:
         windows = source.train_batch(seed, step, rows, progress, batch)
         detector, keep = _one_detector(windows, seed, step, rows)
         x = _pick(windows.strain[keep], detector[keep])
-        return Views(x, x, detector[keep], detector[keep])
+        return Views(x, x, detector[keep], detector[keep], torch.tensor(rows, device=keep.device)[keep])
 
     return views
 
@@ -135,9 +140,8 @@ def _augmented(maker: ViewMaker, source: Source, config: AugmentConfig) -> ViewM
 
     def views(seed: int, step: int, rows: range, progress: float, batch: int) -> Views:
         made = maker(seed, step, rows, progress, batch)
-        # Rows that lacked a detector are gone: the augmentation's draws go by a row's place among those left.
-        left = range(rows.start, rows.start + len(made))
         augmenter.to(made.first.device)
+        left = made.row.tolist()
         first = augmenter(made.first, seed, step, left, "augment first", made.first_detector)
         second = augmenter(made.second, seed, step, left, "augment second", made.second_detector)
         return replace(made, first=first, second=second)

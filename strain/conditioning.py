@@ -63,7 +63,7 @@ class Conditioner(nn.Module):
         check_band(f_low, f_high, rate_in, "source rate")
         check_band(f_low, f_high, rate_out, "output rate")
         for psd in psds:
-            if not psd.covers(f_low, min(f_high, psd.frequency[-1] + 1.0)) or psd.frequency[-1] < f_high - 1.0:
+            if psd.frequency[0] > f_low or psd.frequency[-1] < f_high - 1.0:
                 reach = f"{psd.frequency[0]:g}-{psd.frequency[-1]:g} Hz"
                 raise InputError(psd.name, f"PSD reaches over {reach}", f"all of {f_low:g}-{f_high:g} Hz")
         span = window + 2 * margin
@@ -78,7 +78,7 @@ class Conditioner(nn.Module):
         # unit power have after the inverse transform.
         noise_power = np.stack([psd.at(frequency) for psd in psds]) * rate_in * self.n_in / 2
         gain = self.n_out / np.sqrt(2 * len(frequency)) / np.sqrt(noise_power)
-        # Periodic (sym=False): it ends at the window's end, not at the last sample, which each rate has elsewhere.
+        # sym=False: it ends at the window's end, not at its last sample, whose time depends on the rate.
         fraction = 0.0 if margin > 0 else 2 * EDGE_TAPER / window
         taper = torch.from_numpy(tukey(self.n_in, fraction, sym=False))
         self.register_buffer("gain", torch.from_numpy(gain), persistent=False)  # (D, K)

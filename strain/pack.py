@@ -24,6 +24,7 @@ from tqdm import tqdm
 from gwtwins.strain.errors import EXIT_TERMINATED, InputError, run_command
 from gwtwins.strain.g2net import G2NetFolder, read_window
 from gwtwins.strain.pack_blocks import Block, run_blocks, write_at
+from gwtwins.strain.progress import progress_bar
 from gwtwins.strain.window_psd import measure_psds, pretraining_rows
 from gwtwins.strain.window_store import PENDING, SKIPPED, WindowStore, create_store, offsets, read_columns
 
@@ -89,7 +90,7 @@ def pack(
             for first, last in _pending_runs(state, block)
         ]
         done = np.count_nonzero(state != PENDING)
-        with tqdm(total=len(state), initial=done, unit="window", disable=not progress) as bar:
+        with progress_bar(len(state), "packing", "window", progress, done) as bar:
             with closing(run_blocks(jobs, workers)) as results:
                 for job, bad in results:
                     _report(folder, bad, skip_bad)

@@ -132,7 +132,7 @@ def measured_from_windows(windows: np.ndarray, rate: float, name: str = "measure
 
 
 def _median_bias(n: int) -> float:
-    """E[median] / E[mean] of n exponential variables: Allen et al. 2012 (Phys. Rev. D 85, 122006), eq. B12."""
+    """E[median] / E[mean] of n exponential variables (Allen et al. 2012, Phys. Rev. D 85, 122006, B12)."""
     odd = n if n % 2 else n - 1
     return float(np.sum((-1.0) ** np.arange(odd) / np.arange(1, odd + 1)))
 

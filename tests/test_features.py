@@ -23,9 +23,7 @@ N, T, E = 23, 64, 5
 class Windows(Source):
     """N windows of noise in the given detectors; the last window lacks its last detector."""
 
-    def __init__(
-        self, detectors: tuple[str, ...] = ("H1", "L1", "V1"), labelled: bool = True, announced: int = N
-    ):
+    def __init__(self, detectors: tuple[str, ...] = ("H1", "L1", "V1"), labelled: bool = True, announced: int = N):
         self.spec, self.detectors, self.labelled, self.announced = "windows", detectors, labelled, announced
         self.strain = torch.randn(N, len(detectors), T, generator=torch.Generator().manual_seed(1))
         self.present = torch.ones(N, len(detectors), dtype=torch.bool)
@@ -166,9 +164,7 @@ def test_concatenated_features_are_scikit_learns_standardisation() -> None:
     z = FeatureMap("concat").fit(x).transform(x)
     assert z.shape == (3000, 12) and z.dtype == np.float32
     expected = StandardScaler().fit_transform(x.reshape(3000, -1).astype(np.float64))
-    np.testing.assert_allclose(
-        z, expected, rtol=2e-3, atol=1e-4
-    )  # up to the scales' weak pull to their median
+    np.testing.assert_allclose(z, expected, rtol=2e-3, atol=1e-4)  # up to the scales' weak pull to their median
 
 
 def test_coherent_features_are_products_of_deviations() -> None:

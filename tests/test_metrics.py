@@ -14,9 +14,7 @@ from gwtwins.probes import metrics
 from gwtwins.strain.errors import InputError
 
 
-def rows(
-    seed: int, n: int = 400, shift: float = 1.0, decimals: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def rows(seed: int, n: int = 400, shift: float = 1.0, decimals: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Labels and Gaussian scores, ``shift`` standard deviations apart; rounded, they tie."""
     rng = np.random.default_rng(seed)
     label = (rng.random(n) < 0.4).astype(int)
@@ -41,9 +39,7 @@ def test_auc_is_the_fraction_of_pairs_in_order(decimals: int | None) -> None:
 def test_auc_variance_is_delongs_formula() -> None:
     label, score = rows(2, decimals=1)
     pairs = plain_placements(label, score)
-    expected = (
-        pairs.mean(axis=1).var(ddof=1) / pairs.shape[0] + pairs.mean(axis=0).var(ddof=1) / pairs.shape[1]
-    )
+    expected = pairs.mean(axis=1).var(ddof=1) / pairs.shape[0] + pairs.mean(axis=0).var(ddof=1) / pairs.shape[1]
     assert metrics.auc(label, score)["se"] ** 2 == pytest.approx(expected, rel=1e-10)
 
 
@@ -161,9 +157,7 @@ def test_roc_is_scikit_learns_curve_with_fewer_points(decimals: int | None) -> N
     false_alarm, detected, threshold = reference.roc_curve(label, score, drop_intermediate=False)
     every = set(zip(false_alarm, detected, np.append(np.nan, threshold[1:]), strict=True))
     assert set(list(zip(*curve.values(), strict=True))[1:]) <= every
-    assert reference.auc(curve["fap"], curve["efficiency"]) == pytest.approx(
-        metrics.auc(label, score)["value"]
-    )
+    assert reference.auc(curve["fap"], curve["efficiency"]) == pytest.approx(metrics.auc(label, score)["value"])
     assert (curve["fap"][0], curve["efficiency"][0], curve["fap"][-1], curve["efficiency"][-1]) == (
         0,
         0,

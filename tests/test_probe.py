@@ -22,9 +22,7 @@ from gwtwins.probes.metrics import auc, calibration
 from gwtwins.strain.errors import InputError
 
 
-def two_classes(
-    n: int, d: int = 3, e: int = 8, distance: float = 2.0, seed: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
+def two_classes(n: int, d: int = 3, e: int = 8, distance: float = 2.0, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Gaussian embeddings (N, D, E) of one covariance, class means ``distance`` Mahalanobis units apart.
 
     The optimal AUC is Phi(distance / sqrt 2), of a linear statistic. The mixing is drawn once, whatever the
@@ -126,9 +124,7 @@ def test_a_labelled_subset_is_a_plain_sample_that_has_seen_both_classes() -> Non
         shares.append(label[order].sum())
     assert np.mean(shares) == pytest.approx(10.0, abs=1.0)
     assert np.std(shares) > 2.0  # stratified, it would always be ten; hypergeometric, 2.7
-    assert (
-        labelled_subset(2000, 10, 0, np.zeros(2000)).size == 10
-    )  # one class only: the probe says so, not the draw
+    assert labelled_subset(2000, 10, 0, np.zeros(2000)).size == 10  # one class only: the probe says so, not the draw
 
 
 # --- the solver -------------------------------------------------------------------------------------------
@@ -260,9 +256,7 @@ def test_only_the_labelled_rows_are_looked_at() -> None:
     again = LinearProbe.fit(changed, None, relabelled, rows[::-1])
     np.testing.assert_array_equal(again.coef, probe.coef)
     assert again.intercept == probe.intercept
-    np.testing.assert_array_equal(
-        LinearProbe.fit(x[np.sort(rows)], None, label[np.sort(rows)]).coef, probe.coef
-    )
+    np.testing.assert_array_equal(LinearProbe.fit(x[np.sort(rows)], None, label[np.sort(rows)]).coef, probe.coef)
 
 
 def test_a_probe_is_the_same_in_any_units() -> None:
@@ -441,9 +435,7 @@ def test_a_figure_that_json_cannot_hold_leaves_the_old_files(saved: tuple[Linear
 
 
 @pytest.mark.parametrize("k", [None, 1, 7])
-def test_knn_is_the_weighted_vote_of_scikit_learns_neighbours(
-    k: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_knn_is_the_weighted_vote_of_scikit_learns_neighbours(k: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     x, label = two_classes(700)
     query = two_classes(300, seed=5)[0]
     probe = KnnProbe(k).fit(x, None, label)

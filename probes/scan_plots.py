@@ -1,0 +1,176 @@
+"""Pictures of a scan: the statistic along time, and the strain around each loud trigger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import NDArray
+
+from gwtwins.probes.plots import DPI, ENERGY_TOP, LIGHT, Theme
+from gwtwins.probes.qtransform import q_transform
+from gwtwins.probes.scan import Series, strain_between
+from gwtwins.probes.triggers import Trigger
+from gwtwins.strain.coverage import Span
+from gwtwins.strain.recording import Conditioned
+
+Array = NDArray[np.float64]
+
+BEFORE, AFTER = 1.2, 0.4  # seconds shown around a merger: 10+10 Msun is at 45 Hz 1.2 s before it
+_MARGIN = 0.5  # seconds more on each side go into the Q-transform, whose energies fall off at its ends
+_NUMBERED = 5  # triggers that get a number in the picture of the statistic
+
+
+def statistic(
+    series: Series,
+    delay: float,
+    triggers: Sequence[Trigger],
+    threshold: float,
+    analysed: dict[str, list[Span]],
+    span: Span,
+    theme: Theme = LIGHT,
+) -> Figure:
+    """The statistic over the time of the merger that each window stands for, and what was analysed.
+
+    Args:
+        series: all windows of the scan; those within ``span`` are drawn.
+        delay: seconds from a window's start to the merger it stands for.
+        triggers: all of the scan, the loudest first; a trigger's number is its place among them.
+        threshold: of the triggers.
+        analysed: for each detector the stretches that were.
+        span: GPS time of the picture.
+    """
+    d = len(analysed)
+    figure = Figure(figsize=(9.0, 3.3 + 0.22 * d), dpi=DPI, facecolor=theme.paper, layout="constrained")
+    main, bars = figure.subplots(2, 1, sharex=True, height_ratios=[3.0, 0.22 * d])
+    _style(main, theme)
+    _style(bars, theme)
+    time = series.start + delay
+    inside = (time >= span.start) & (time < span.end)
+    time, stat = time[inside] - span.start, series.stat[inside]
+    for low, high in _unlit(time, series.stride, span.end - span.start):
+        main.axvspan(low, high, color=theme.faint, alpha=0.55, lw=0)
+    # A line must not bridge what was not analysed.
+    breaks = np.flatnonzero(np.diff(time) > 1.5 * series.stride) + 1
+    main.plot(np.insert(time, breaks, np.nan), np.insert(stat, breaks, np.nan), color=theme.probe, lw=1.0)
+    main.axhline(threshold, color=theme.ink, lw=0.8, ls=(0, (6, 2)))
+    for number, trigger in enumerate(triggers, 1):
+        at = trigger.time - span.start
+        if not 0 <= at < span.end - span.start:
+            continue
+        main.plot(at, trigger.stat, "v", color=theme.signal, ms=5 if number <= _NUMBERED else 3.5)
+        if number <= _NUMBERED:
+            main.annotate(
+                str(number),
+                (at, trigger.stat),
+                (0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8.5,
+                color=theme.signal,
+            )
+    main.margins(y=0.12)
+    main.set_ylabel("Statistic (logit)")
+    _label_bars(bars, analysed, span, theme)
+    bars.set_xlim(0, span.end - span.start)
+    bars.set_xlabel(f"Seconds after GPS {span.start:.0f}")
+    return figure
+
+
+def trigger(
+    shown: Trigger,
+    number: int,
+    pieces: Sequence[Conditioned],
+    detectors: Sequence[str],
+    f_low: float,
+    f_high: float,
+    theme: Theme = LIGHT,
+) -> Figure:
+    """Whitened strain above its Q-transform, a column for each detector, in seconds from the trigger."""
+    figure = Figure(figsize=(1.0 + 3.0 * len(detectors), 4.0), dpi=DPI, facecolor=theme.paper, layout="constrained")
+    panels = figure.subplots(2, len(detectors), sharex=True, sharey="row", height_ratios=[1, 1.7], squeeze=False)
+    low, high = shown.time - BEFORE - _MARGIN, shown.time + AFTER + _MARGIN
+    cuts = {name: strain_between(pieces, name, low, high) for name in detectors}
+    loudest = [np.abs(_middle(*cut)).max(where=np.isfinite(_middle(*cut)), initial=0.0) for cut in cuts.values()]
+    reach = max(5.0, 1.05 * max(loudest))
+    image = None
+    for (wave, tiles), name in zip(panels.T, detectors):
+        for ax in (wave, tiles):
+            _style(ax, theme)
+            ax.set_xlim(-BEFORE, AFTER)
+        wave.set_ylim(-reach, reach)
+        own = "absent" if name not in shown.part else f"{shown.part[name]:+.1f}"
+        wave.set_title(f"{name} ({own})", fontsize=9.5, color=theme.ink)
+        tiles.set_yscale("log")
+        tiles.set_ylim(f_low, f_high)
+        tiles.yaxis.set_major_locator(FixedLocator([f for f in (20, 50, 100, 200, 500) if f_low <= f <= f_high]))
+        tiles.yaxis.set_minor_locator(NullLocator())
+        tiles.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        tiles.grid(False)
+        tiles.set_xlabel("Seconds from the trigger")
+        strain, rate = cuts[name]
+        if not np.isfinite(_middle(strain, rate)).any():
+            wave.text(0.5, 0.5, "no data", transform=wave.transAxes, ha="center", va="center", color=theme.ink)
+            continue
+        time = np.arange(strain.size) / rate - BEFORE - _MARGIN
+        wave.plot(time, strain, color=theme.ink, lw=0.45)
+        q = q_transform(np.nan_to_num(strain), rate, f_low=f_low, f_high=f_high)
+        shown_columns = slice(None, None, max(1, q.time.size // 1024))
+        energy = np.where(np.isfinite(strain), q.energy, np.nan)[:, shown_columns]
+        image = tiles.pcolormesh(
+            time[shown_columns], q.frequency, energy, vmin=0, vmax=ENERGY_TOP, cmap="viridis", shading="nearest"
+        )
+        for ax in (wave, tiles):
+            ax.axvline(0, color=theme.signal, lw=0.8, alpha=0.9)
+    panels[0, 0].set_ylabel("Strain (noise σ)")
+    panels[1, 0].set_ylabel("Frequency (Hz)")
+    title = f"Trigger {number}: GPS {shown.time:.2f}, statistic {shown.stat:.2f}"
+    figure.suptitle(title, fontsize=10.5, color=theme.ink)
+    if image is not None:
+        bar = figure.colorbar(image, ax=panels[1, :], pad=0.01, aspect=18, extend="max")
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.ax.tick_params(colors=theme.ink, labelsize=8, width=0.6)
+        bar.set_label("Energy (noise: 1)", color=theme.ink, fontsize=8.5)
+    return figure
+
+
+def _middle(strain: Array, rate: float) -> Array:
+    """``strain`` (T,) without the margins."""
+    return strain[round(_MARGIN * rate) : strain.size - round(_MARGIN * rate)]
+
+
+def _unlit(time: Array, stride: float, length: float) -> list[tuple[float, float]]:
+    """The stretches of [0, length] further than a stride from every window."""
+    edges = np.concatenate([[-np.inf], time, [np.inf]])
+    gaps = np.flatnonzero(np.diff(edges) > 1.5 * stride)
+    spans = [(max(edges[i] + stride / 2, 0.0), min(edges[i + 1] - stride / 2, length)) for i in gaps]
+    return [(a, b) for a, b in spans if b > a]
+
+
+def _label_bars(ax: Axes, analysed: dict[str, list[Span]], span: Span, theme: Theme) -> None:
+    """A row for each detector, filled where it was analysed."""
+    for row, spans in enumerate(analysed.values()):
+        ranges = [(s.start - span.start, s.end - s.start) for s in spans if s.end > span.start and s.start < span.end]
+        ax.broken_barh(ranges, (row - 0.32, 0.64), color=theme.noise, lw=0)
+    ax.set_ylim(len(analysed) - 0.45, -0.55)
+    ax.yaxis.set_major_locator(FixedLocator(list(range(len(analysed)))))
+    ax.set_yticklabels(list(analysed), color=theme.ink)
+    ax.grid(False)
+    ax.tick_params(axis="y", length=0)
+
+
+def _style(ax: Axes, theme: Theme) -> None:
+    ax.set_facecolor(theme.paper)
+    ax.tick_params(colors=theme.ink, which="both", labelsize=8.5, width=0.6, length=3)
+    for side, spine in ax.spines.items():
+        spine.set_color(theme.ink)
+        spine.set_linewidth(0.6)
+        spine.set_visible(side in ("left", "bottom"))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set_color(theme.ink)
+        axis.label.set_fontsize(9.5)
+    ax.grid(color=theme.faint, lw=0.5)
+    ax.set_axisbelow(True)
