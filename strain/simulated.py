@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,8 +22,26 @@ from gwtwins.strain.sources import Source, Window
 
 _EPOCH = 1_260_000_000.0  # GPS seconds; simulated rows fall within the sidereal day after it
 _DAY = 86164.0
-_TRAIN_SEED, _EVALUATION_SEED = 0, 1  # of the banks: training never sees a waveform it is judged on
-_SPLITS = {"labelled": 0, "test": 1}  # steps of the evaluation streams
+_EVALUATION_SEED = 1  # of sky, loudness and noise of the labelled and test rows, whatever the seed of the run
+_BANK_SEEDS = {"train": 0, "labelled": 1, "test": 3}  # no waveform is in two banks (templates have seed 2)
+_SPLITS = ("labelled", "test")
+
+
+@dataclass
+class _Rows:
+    """What makes B rows: who is a signal, which waveform, where the random numbers come from."""
+
+    bank: str
+    u: Tensor
+    """(B, 8) uniforms: seven of `draw_extrinsic`, one for the time of day."""
+    index: Tensor
+    """(B,) waveform of the bank."""
+    is_signal: Tensor
+    """(B,) bool."""
+    noise: tuple[int, str, int, range]
+    """Seed, stream, step and rows of the noise."""
+    snr_high: float
+    ids: list[str]
 
 
 @dataclass
@@ -85,16 +103,15 @@ class SimulatedSource(Source):
         self.psds = {name: stored[psd] for name, psd in zip(self.detectors, named, strict=True)}
 
     def bank(self, role: str) -> WaveformBank:
-        """The bank of "train" or of "evaluation"; made at its first use."""
+        """The bank of "train", "labelled" or "test"; made at its first use."""
         if role not in self._banks:
-            wanted = (self.config.n_labelled + self.config.n_test + 1) // 2
-            count, seed = (self.config.bank_size, _TRAIN_SEED) if role == "train" else (wanted, _EVALUATION_SEED)
-            recipe = BankRecipe(self.population, count, seed, self._psd_names)
+            counts = {"train": self.config.bank_size} | {split: (self.count(split) + 1) // 2 for split in _SPLITS}
+            recipe = BankRecipe(self.population, max(counts[role], 1), _BANK_SEEDS[role], self._psd_names)
             self._banks[role] = WaveformBank.obtain(recipe, progress=self.progress)
         return self._banks[role]
 
     def injector(self, role: str) -> Injector:
-        """The injector over the bank of "train" or "evaluation"."""
+        """The injector over the bank of "train", "labelled" or "test"."""
         if role not in self._injectors:
             psds = self.background.psd_table() if self.background else list(self.psds.values())
             w, merger = self.shape, self.population.merger
@@ -113,26 +130,26 @@ class SimulatedSource(Source):
     def train_batch(
         self, seed: int, step: int, rows: range, progress: float = 0.0, batch: int | None = None
     ) -> Batch:
-        return self._train(seed, step, rows, progress, "train")
+        return self._train(seed, step, rows, progress, "train noise")
 
     def train_pair(
         self, seed: int, step: int, rows: range, progress: float = 0.0, batch: int | None = None
     ) -> tuple[Batch, Batch]:
-        first = self._train(seed, step, rows, progress, "train")
-        return first, self._train(seed, step, rows, progress, "train", noise_stream="train second noise")
+        first, second = "train noise", "train second noise"
+        return self._train(seed, step, rows, progress, first), self._train(seed, step, rows, progress, second)
 
-    def _train(
-        self, seed: int, step: int, rows: range, progress: float, stream: str, noise_stream: str | None = None
-    ) -> Batch:
-        u = draws.uniform(seed, stream, step, rows, 10)
-        is_signal = u[:, 0] < self.signal_fraction
-        index = (u[:, 1] * len(self.bank("train"))).long()
-        ids = [f"{stream}-{seed}-{step}-{row}" for row in rows]
-        batch = self._assemble(
-            "train", u[:, 2:], index, is_signal, seed, noise_stream or f"{stream} noise", step, rows, ids, progress
+    def _train(self, seed: int, step: int, rows: range, progress: float, noise: str) -> Batch:
+        u = draws.uniform(seed, "train", step, rows, 10)
+        made = _Rows(
+            bank="train",
+            u=u[:, 2:],
+            index=(u[:, 1] * len(self.bank("train"))).long(),
+            is_signal=u[:, 0] < self.signal_fraction,
+            noise=(seed, noise, step, rows),
+            snr_high=self.snr_high(progress),
+            ids=[f"train-{seed}-{step}-{row}" for row in rows],
         )
-        batch.label = None  # pretraining never sees it
-        return batch
+        return replace(self._make(made), label=None)  # pretraining never sees it
 
     def count(self, split: str) -> int:
         """Rows of "labelled" and "test"; 0 for the others: unlabelled rows are endless, see `train_batch`."""
@@ -143,63 +160,46 @@ class SimulatedSource(Source):
 
         With ``signal`` the batch's truth holds the whitened signals alone too.
         """
-        if split not in _SPLITS:
-            return
-        total = self.count(split)
-        offset = 0 if split == "labelled" else (self.config.n_labelled + 1) // 2
-        for start in range(0, total, batch_size):
-            rows = range(start, min(start + batch_size, total))
-            number = torch.tensor(list(rows))
-            u = draws.uniform(_EVALUATION_SEED, "evaluation", _SPLITS[split], rows, 8)
-            ids = [f"{split}-{row:06d}" for row in rows]
-            index = (offset + number // 2) % len(self.bank("evaluation"))
-            yield self._assemble(
-                "evaluation", u, index, number % 2 == 1, _EVALUATION_SEED, "evaluation noise", _SPLITS[split], rows, ids, 1.0, signal
+        step = _SPLITS.index(split) if split in _SPLITS else 0
+        for start in range(0, self.count(split), batch_size):
+            rows = range(start, min(start + batch_size, self.count(split)))
+            number = torch.tensor(rows)
+            made = _Rows(
+                bank=split,
+                u=draws.uniform(_EVALUATION_SEED, "evaluation", step, rows, 8),
+                index=number // 2,
+                is_signal=number % 2 == 1,
+                noise=(_EVALUATION_SEED, "evaluation noise", step, rows),
+                snr_high=self.population.snr.high,
+                ids=[f"{split}-{row:06d}" for row in rows],
             )
+            yield self._make(made, signal)
 
-    def _assemble(
-        self,
-        role: str,
-        u: Tensor,
-        index: Tensor,
-        is_signal: Tensor,
-        seed: int,
-        noise_stream: str,
-        step: int,
-        rows: range,
-        ids: list[str],
-        progress: float,
-        keep_signal: bool = False,
-    ) -> Batch:
-        w, n_detectors = self.shape, len(self.detectors)
-        strain, psd_index = self._noise(seed, noise_stream, step, rows)
-        gps = _EPOCH + _DAY * u[:, 7]
-        snr, merger = torch.zeros(len(rows), dtype=torch.float64), torch.full((len(rows),), torch.nan).double()
-        snr_detector = torch.zeros(len(rows), n_detectors, dtype=torch.float64)
-        signals = torch.zeros(0)
-        if is_signal.any():
-            high = self.snr_high(progress)
-            draw = draw_extrinsic(
-                u[is_signal].to(self.device),
-                index[is_signal].to(self.device),
-                self.population.merger,
-                self.population.snr,
-                gps[is_signal].to(self.device),
-                high,
-            )
-            where = is_signal.to(self.device)
-            signals, each = self.injector(role)(draw, psd_index[where])
-            strain[where] += signals
-            snr[is_signal], merger[is_signal] = draw.snr.cpu(), draw.merger.cpu()
-            snr_detector[is_signal] = each.cpu()
-        truth = {"snr": snr, "merger": merger, "snr_detector": snr_detector, "bank_index": index}
+    def _make(self, rows: _Rows, keep_signal: bool = False) -> Batch:
+        """Noise, and signals added to the rows that have one."""
+        strain, psd_index = self._noise(*rows.noise)
+        n, here = len(rows.ids), rows.is_signal
+        gps = _EPOCH + _DAY * rows.u[:, 7]
+        truth = {
+            "snr": torch.zeros(n, dtype=torch.float64),
+            "merger": torch.full((n,), torch.nan, dtype=torch.float64),
+            "snr_detector": torch.zeros(n, len(self.detectors), dtype=torch.float64),
+            "bank_index": rows.index,
+        }
         if keep_signal:
-            alone = torch.zeros_like(strain)
-            alone[is_signal.to(self.device)] = signals
-            truth["signal"] = alone
-        present = torch.ones(len(rows), n_detectors, dtype=torch.bool, device=self.device)
-        label = is_signal.to(torch.float32).to(self.device)
-        return Batch(strain, present, gps, label, ids, truth)
+            truth["signal"] = torch.zeros_like(strain)
+        if here.any():
+            u, index, start = (x[here].to(self.device) for x in (rows.u, rows.index, gps))
+            draw = draw_extrinsic(u, index, self.population.merger, self.population.snr, start, rows.snr_high)
+            where = here.to(self.device)
+            signal, snr_detector = self.injector(rows.bank)(draw, psd_index[where])
+            strain[where] += signal
+            truth["snr"][here], truth["merger"][here] = draw.snr.cpu(), draw.merger.cpu()
+            truth["snr_detector"][here] = snr_detector.cpu()
+            if keep_signal:
+                truth["signal"][where] = signal
+        present = torch.ones(n, len(self.detectors), dtype=torch.bool, device=self.device)
+        return Batch(strain, present, gps, here.to(torch.float32).to(self.device), rows.ids, truth)
 
     def _noise(self, seed: int, stream: str, step: int, rows: range) -> tuple[Tensor, Tensor]:
         """Noise (B, D, T) and which PSD of the table whitened each row and detector (B, D)."""
