@@ -53,39 +53,13 @@ class ProbeConfig:
     """cpu, cuda, or auto."""
 
 
-def find_encoder(weights: str) -> str:
-    """The encoder to use: as named, else runs/latest, else the one that comes with the package."""
-    from gwtwins.encoders.weights import find_weights, shipped_names
-
-    if weights:
-        find_weights(weights)
-        return weights
-    if Path("runs/latest/encoder.safetensors").is_file():
-        return str(Path("runs/latest").resolve().relative_to(Path.cwd()))
-    if shipped_names():
-        return shipped_names().split(" or ")[0]
-    raise InputError("--weights", "none named, no runs/latest, none shipped", "a run of train_ssl.py first")
-
-
-def default_folder(weights: str) -> Path:
-    """<run>/probe, or the first <run>/probe-N that is not there yet."""
-    from gwtwins.encoders.weights import find_weights
-
-    home = Path("runs") if weights.startswith("gwtwins/") else find_weights(weights).parent
-    path, n = home / "probe", 1
-    while path.exists():
-        n += 1
-        path = home / f"probe-{n}"
-    return path
-
-
 def probe(argv: list[str] | None = None) -> int:
     """Parse, embed, fit or load, score, report; the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     (config, simulation), flat = parse("eval_probe.py", __doc__, [ProbeConfig, SimulationConfig], argv)
     import torch
 
-    from gwtwins.encoders.weights import describe_weights, load_encoder
+    from gwtwins.encoders.weights import describe_weights, find_encoder, load_encoder
     from gwtwins.probes.features import KINDS
     from gwtwins.strain.sources import Window, open_source
 
@@ -124,6 +98,7 @@ def judge(
     began: float,
 ) -> Path:
     """Fit a probe on some of the labels, score the test rows, and write figures, plots and the report."""
+    from gwtwins.encoders.weights import result_folder
     from gwtwins.probes.evaluate import evaluate, label_curve, limits
     from gwtwins.probes.features import embed
     from gwtwins.probes.linear import parse_frac
@@ -135,7 +110,7 @@ def judge(
     if n_labelled == 0 or source.count("test") == 0:
         raise InputError(config.data, "holds no labelled rows", "labels, or --probe FILE to score windows without")
     n_labels = parse_frac(config.frac, n_labelled)
-    out = claim_folder(config.out, default_folder(weights))
+    out = claim_folder(config.out, result_folder(weights, "probe"))
     train = embed(encoder, source, "labelled", device=device)
     test = embed(encoder, source, "test", device=device)
     result = evaluate(train, test, n_labels, config.seed, config.features)
@@ -200,6 +175,7 @@ def summary(figures: dict[str, Any]) -> str:
 
 def predict(config: ProbeConfig, encoder: Any, source: Any, device: str, weights: str) -> Path:
     """Score every window with a saved probe and write submission.csv."""
+    from gwtwins.encoders.weights import result_folder
     from gwtwins.probes.features import embed
     from gwtwins.probes.linear import LinearProbe
     from gwtwins.probes.predictions import write_scores
@@ -208,7 +184,7 @@ def predict(config: ProbeConfig, encoder: Any, source: Any, device: str, weights
     split = "submission" if source.count("submission") else "all"
     features = embed(encoder, source, split, device=device)
     fitted.check_encoder(features.encoder, features.detectors, config.probe)
-    out = claim_folder(config.out, default_folder(weights).with_name(f"submission-{time.strftime('%Y%m%d-%H%M%S')}"))
+    out = claim_folder(config.out, result_folder(weights, "submission"))
     write_scores(out / "submission.csv", features.ids, fitted.probability(features.embeddings, features.present))
     print(f"{len(features):,} windows scored: {out / 'submission.csv'}")
     return out

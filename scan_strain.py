@@ -4,8 +4,8 @@
     python scan_strain.py strain/ --weights runs/real --probe runs/real/probe --stride 0.05
 
 Files of different detectors at the same time are looked at together; a detector that is missing, vetoed or gated at a
-moment adds nothing there. The result's folder holds triggers.csv (loudest first), events.hdf5 (the layout of the MLGWSC-1
-evaluation), scan.json (what was analysed and what was not) and plots.
+moment adds nothing there. The result's folder holds triggers.csv (loudest first), events.hdf5 (the layout that the
+evaluation of the MLGWSC-1 challenge reads), scan.json (what was analysed and what was not) and plots.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gwtwins.eval_probe import default_folder, find_encoder
 from gwtwins.strain.command import claim_folder, parse, plain, write_text
 from gwtwins.strain.errors import InputError, run_command
 from gwtwins.strain.versions import versions
@@ -95,7 +94,7 @@ def scan(argv: list[str] | None = None) -> int:
     import numpy as np
     import torch
 
-    from gwtwins.encoders.weights import describe_weights, find_weights, load_encoder
+    from gwtwins.encoders.weights import describe_weights, find_encoder, find_weights, load_encoder, result_folder
     from gwtwins.probes.features import fingerprint
     from gwtwins.probes.linear import LinearProbe
     from gwtwins.probes.scan import scan as slide
@@ -117,7 +116,7 @@ def scan(argv: list[str] | None = None) -> int:
     if at_least > len(held):
         expected = f"at most the {len(held)} detectors of the files"
         raise InputError("--min-detectors", f"{at_least}", expected)
-    out = claim_folder(config.out, default_folder(weights).with_name("scan") if False else default_folder(weights))
+    out = claim_folder(config.out, result_folder(weights, "scan"))
     series = slide(encoder, probe, strain.pieces, config.stride, at_least, config.batch, device)
     threshold = float(np.quantile(series.stat, QUANTILE)) if config.threshold is None else config.threshold
     band = encoder.f_low, encoder.f_high

@@ -110,6 +110,7 @@ def train(argv: list[str] | None = None) -> int:
     from gwtwins.ssl import monitors
     from gwtwins.ssl.objectives import Objective
     from gwtwins.ssl.pretrain import Feed, Pretraining, measure_step_seconds
+    from gwtwins.ssl.run_plots import plot_run
     from gwtwins.ssl.views import make_views
     from gwtwins.strain.sources import Window, open_source
 
@@ -189,6 +190,7 @@ def train(argv: list[str] | None = None) -> int:
         "licence": "GPL-3.0-or-later",
     }
     save_encoder(encoder.cpu(), out, plain(card))
+    plot_run(out, encoder, monitor.matrix)
     print(f"encoder: {out / 'encoder.safetensors'} ({card['seconds'] / 60:.1f} minutes)")
     return 0
 

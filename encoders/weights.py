@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from gwtwins.encoders.paired import BRANCH, PairedEncoder
@@ -51,7 +51,7 @@ def save_encoder(encoder: PairedEncoder, folder: Path, card: dict[str, Any]) -> 
         **card,
     }
     partial = folder / f".encoder.safetensors.{os.getpid()}.tmp"
-    save_file(tensors, partial, {"format": FORMAT})
+    partial.write_bytes(save(tensors, {"format": FORMAT}))  # safetensors' own save_file hides the file from others
     os.replace(partial, folder / "encoder.safetensors")
     write_text(folder / "encoder.json", json.dumps(description, indent=2) + "\n")
 
@@ -85,6 +85,32 @@ def shipped_names() -> str:
     return " or ".join(sorted(f"gwtwins/{p.parent.name}" for p in SHIPPED.glob("*/encoder.safetensors")))
 
 
+def find_encoder(named: str) -> str:
+    """The encoder a command is to use: as named, else runs/latest, else the one that comes with the package.
+
+    Raises:
+        InputError: there is none.
+    """
+    if named:
+        find_weights(named)
+        return named
+    if Path("runs/latest/encoder.safetensors").is_file():
+        return os.path.relpath(Path("runs/latest").resolve())
+    if shipped_names():
+        return shipped_names().split(" or ")[0]
+    raise InputError("--weights", "none named, no runs/latest, none shipped", "a run of train_ssl.py first")
+
+
+def result_folder(weights: str, kind: str) -> Path:
+    """Where a result of ``kind`` goes by default: <run>/kind, or the first <run>/kind-N that is not there yet."""
+    home = Path("runs") if weights.startswith("gwtwins/") else find_weights(weights).parent
+    path, n = home / kind, 1
+    while path.exists():
+        n += 1
+        path = home / f"{kind}-{n}"
+    return path
+
+
 def describe_weights(path_or_name: str | Path) -> dict[str, Any]:
     """The JSON beside a weights file, checked for form.
 
@@ -94,24 +120,27 @@ def describe_weights(path_or_name: str | Path) -> dict[str, Any]:
     path = find_weights(path_or_name).with_suffix(".json")
     expected = "the encoder.json that was written beside the weights"
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise InputError(path, "is over 1 MiB", expected)
-        node = json.loads(path.read_text())
+        large = path.stat().st_size > _MAX_JSON_BYTES
+        node = None if large else json.loads(path.read_text())
     except OSError as error:
         raise InputError(path, "no such file", expected) from error
     except (ValueError, RecursionError) as error:
         raise InputError(path, "is not JSON", expected) from error
+    if large:
+        raise InputError(path, "is over 1 MiB", expected)
     if not isinstance(node, dict) or node.get("format") != FORMAT:
         raise InputError(path, "does not describe an encoder of this version", expected)
     encoder, detectors = node.get("encoder"), node.get("detectors")
     if not (isinstance(encoder, dict) and isinstance(encoder.get("name"), str) and isinstance(encoder.get("args"), dict)):
         raise InputError(path, "names no encoder with arguments", expected)
-    known = isinstance(detectors, list) and 0 < len(detectors) <= len(BRANCH) and set(detectors) <= set(BRANCH)
-    if not known or len(set(detectors)) != len(detectors):
-        raise InputError(path, f"detectors {detectors!r}", f"a list of some of {' '.join(BRANCH)}")
+    few = isinstance(detectors, list) and 0 < len(detectors) <= len(BRANCH)
+    if not few or not all(detectors.count(name) == 1 and name in list(BRANCH) for name in detectors):
+        raise InputError(path, f"detectors {str(detectors)[:80]}", f"a list of some of {' '.join(BRANCH)}")
     numbers = all(type(node.get(key)) in (int, float) for key in ("f_low", "f_high"))
     if not numbers or type(node.get("shared")) is not bool:
         raise InputError(path, "f_low, f_high or shared is missing", expected)
+    if not 0 < node["f_low"] < node["f_high"] < float("inf"):
+        raise InputError(path, f"f_low {node['f_low']}, f_high {node['f_high']}", "0 < f_low < f_high, in Hz")
     return node
 
 
@@ -132,8 +161,10 @@ def load_encoder(path_or_name: str | Path, device: torch.device | str = "cpu") -
     psds = {}
     for name in node["detectors"]:
         if f"psd.{name}.frequency" in tensors and f"psd.{name}.value" in tensors:
-            grid, value = (tensors.pop(f"psd.{name}.{part}").double().numpy() for part in ("frequency", "value"))
-            psds[name] = PSD(grid, value, f"{path}, psd.{name}")
+            grid, value = (tensors.pop(f"psd.{name}.{part}") for part in ("frequency", "value"))
+            if grid.dtype != torch.float64 or value.dtype != torch.float64:
+                raise InputError(f"{path}, psd.{name}", f"is {grid.dtype} and {value.dtype}", "float64")
+            psds[name] = PSD(grid.numpy(), value.numpy(), f"{path}, psd.{name}")
     encoder = PairedEncoder(
         node["encoder"]["name"],
         node["encoder"]["args"],

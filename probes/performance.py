@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 from gwtwins.probes import metrics
 from gwtwins.probes.results import ProbeResults, shown_fap
+from gwtwins.strain.errors import InputError
 
 Array = NDArray[np.floating]
 
@@ -47,7 +48,8 @@ def probe_performance(results: ProbeResults) -> Performance:
 
 def limit_performances(results: ProbeResults) -> list[Performance]:
     """The limits of ``figures["limit"]`` and of ``limits``, in the order of `TITLES`, others behind."""
-    given = results.figures.get("limit") or {}
+    node = results.figures.get("limit")
+    given = {k: v for k, v in node.items() if isinstance(v, dict)} if isinstance(node, dict) else {}
     names = [name for name in {**given, **results.limits} if given.get(name) or results.limits.get(name)]
     order = list(TITLES)
     shown = []
@@ -90,6 +92,8 @@ def _fill(shown: Performance, results: ProbeResults, node: dict[str, Any]) -> No
 def _fill_known(shown: Performance, results: ProbeResults, snr: Array, edges: Sequence[float]) -> None:
     """Everything of a statistic that is N(snr, 1) for signals and N(0, 1) for noise."""
     signal = np.asarray(results.label) == 1
+    if snr.shape != signal.shape:
+        raise InputError("limit's SNR", f"shape {snr.shape}", f"one for each of {signal.size} rows")
     rho, injected = snr[signal], np.asarray(snr if results.snr is None else results.snr)[signal]
     shown.auc = shown.auc or {"value": float(ndtr(rho / np.sqrt(2)).mean()), "ci95": None}
     for p in FAPS:

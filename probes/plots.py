@@ -114,7 +114,7 @@ def efficiency_vs_snr(theme: Theme, probe: Performance, limits: Sequence[Perform
 def scores(theme: Theme, score: Array, label: Array | None, thresholds: dict[float, float]) -> Figure:
     """Histogram of the statistic by class on a log axis, with the thresholds of false-alarm probabilities."""
     figure, ax = _axes(theme)
-    edges = np.histogram_bin_edges(score, bins=60)
+    edges = np.histogram_bin_edges(score, bins=int(np.clip(np.sqrt(score.size), 15, 60))).tolist()
     if label is None:
         parts = [("all windows", score, theme.probe)]
     else:
@@ -181,7 +181,8 @@ def embedding_by_value(
     options = {"cmap": theme.rising, "vmin": low, "vmax": high, "alpha": 0.8, "lw": 0}
     points = ax.scatter(drawn[:, 0], drawn[:, 1], s=_size(len(xy)), c=shade, **options)
     bar = figure.colorbar(points, ax=ax, pad=0.02, aspect=30)
-    bar.solids.set_alpha(1.0)
+    if bar.solids is not None:
+        bar.solids.set_alpha(1.0)
     _style_bar(bar, theme)
     bar.set_label(name, color=theme.ink)
     _component_labels(ax, variance)

@@ -27,6 +27,8 @@ from gwtwins.strain.conditioning import F_HIGH, F_LOW
 Array = NDArray[np.floating]
 
 PAGE = Path(__file__).with_name("report.html")
+_ACTING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn the direction of the text around them."""
 MAP_POINTS = 6000  # of the embedding map: more hide each other, and their principal components are the same
 
 
@@ -56,10 +58,8 @@ def write_report(folder: Path, results: ProbeResults) -> Path:
     columns, rows, unstated = wording.figure_table(results, probe, limits)
     snr_columns, snr_rows = wording.snr_table(probe, limits)
     fap = shown_fap(results)
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        PAGE.read_text(encoding="utf-8")
-    )
-    html = page.render(
+    frame = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_harmless)
+    html = frame.from_string(PAGE.read_text(encoding="utf-8")).render(
         title=results.title,
         headline=wording.headline(results, probe, limits),
         summary=wording.summary(results),
@@ -73,7 +73,7 @@ def write_report(folder: Path, results: ProbeResults) -> Path:
         pictures=[_drawn(p, folder / "plots") for p in pictures],
         examples=[_drawn(p, folder / "plots") for p in examples],
         made=wording.made(results),
-        run=json.dumps(results.run, indent=2, default=str),
+        run=json.dumps(results.run, indent=2, default=str) if results.run else "",
         written=f"Written by gwtwins {metadata.version('gwtwins')} on {time.strftime('%Y-%m-%d %H:%M %Z')}.",
     )
     _write(folder / "report.html", html.encode("utf-8", "replace"))
@@ -224,7 +224,8 @@ def _highest(results: ProbeResults) -> list[tuple[str, list[tuple[str, str]]]]:
     if results.judged:
         return []
     order = np.argsort(-results.score, kind="stable")[:10]
-    return [(str(results.ids[i]), [(f"{results.score[i]:.2f}", ""), (f"{results.p[i]:.4f}", "")]) for i in order]
+    given = [f"{p:.3f}" if p < 0.9995 else "over 0.999" for p in results.p[order]]
+    return [(str(results.ids[i]), [(f"{results.score[i]:.2f}", ""), (p, "")]) for i, p in zip(order, given)]
 
 
 def _drawn(picture: Picture, folder: Path) -> dict[str, Any]:
@@ -236,6 +237,11 @@ def _drawn(picture: Picture, folder: Path) -> dict[str, Any]:
     dark = plots.png(picture.draw(plots.DARK))
     encoded = {key: base64.b64encode(data).decode() for key, data in (("light", light), ("dark", dark))}
     return {**vars(picture), **encoded, "width": int(width), "height": int(height)}
+
+
+def _harmless(value: Any) -> Any:
+    """What the page shows, with nothing in it that acts; escaping comes after."""
+    return _ACTING.sub("\ufffd", value) if type(value) is str else value
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -186,9 +186,7 @@ def strain_between(pieces: Sequence[Conditioned], detector: str, low: float, hig
     return out, rate
 
 
-def _cut(
-    pieces: Sequence[Conditioned], start: Array, where: NDArray[np.int64], samples: int
-) -> NDArray[np.float32]:
+def _cut(pieces: Sequence[Conditioned], start: Array, where: NDArray[np.int64], samples: int) -> NDArray[np.float32]:
     """Windows (B, D, samples) float32, zero where a detector is absent."""
     out = np.zeros((*where.shape, samples), np.float32)
     for i in np.unique(where[where >= 0]):

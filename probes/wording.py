@@ -35,13 +35,13 @@ def headline(results: ProbeResults, probe: Performance, limits: Sequence[Perform
         return f"{who} ranks a signal above a noise window with probability {value} (area under the ROC)."
     text = f"{who} finds {percent(found)} of the signals at one false alarm in {_HUNDREDS[fap]}"
     for limit in limits[:1]:
-        value = limit.efficiency.get(fap, {}).get("value")
-        if value is not None:
+        reached = limit.efficiency.get(fap, {}).get("value")
+        if reached is not None:
             name = {
                 "matched-filter bank": "a matched-filter bank finds",
                 "signal known exactly": "with each signal known exactly it would be",
             }.get(limit.title, f"{limit.title}:")
-            text += f"; {name} {percent(value)}"
+            text += f"; {name} {percent(reached)}"
     return text + "."
 
 
@@ -97,8 +97,7 @@ def snr_table(
 def made(results: ProbeResults) -> list[tuple[str, str]]:
     """How it was made: term and description."""
     run, figures = results.run, results.figures
-    probe = figures.get("linear_probe") if isinstance(figures.get("linear_probe"), dict) else {}
-    encoder = run.get("encoder") if isinstance(run.get("encoder"), dict) else {}
+    probe, encoder = _dict(figures.get("linear_probe")), _dict(run.get("encoder"))
     labels = _join(
         _phrase("{:,} labelled windows", figures.get("n_labels")),
         _phrase("--frac {}", figures.get("frac")),
@@ -108,8 +107,9 @@ def made(results: ProbeResults) -> list[tuple[str, str]]:
     )
     architecture = _join(
         encoder.get("name"),
-        ", ".join(f"{k} {v}" for k, v in (encoder.get("args") or {}).items()),
-        {True: "one for all detectors", False: "one for H1 and L1, one for V1 and K1"}.get(run.get("shared")),
+        _listed(encoder.get("args")),
+        "one for all detectors" if run.get("shared") is True else None,
+        "one for H1 and L1, one for V1 and K1" if run.get("shared") is False else None,
         _phrase("embedding {}", run.get("embedding")),
     )
     band = run.get("f_low"), run.get("f_high")
@@ -117,7 +117,7 @@ def made(results: ProbeResults) -> list[tuple[str, str]]:
         _phrase("{:g} s", run.get("window")),
         _phrase("{:g} Hz", run.get("rate")),
         _phrase("whitened between {0[0]:g} and {0[1]:g} Hz", band if None not in band else None),
-        ", ".join(f"{k} {v}" for k, v in (run.get("psds") or {}).items()),
+        _listed(run.get("psds")),
     )
     steps = f"{run['steps']:,} steps" if isinstance(run.get("steps"), int) else None
     pretraining = _join(
@@ -137,7 +137,7 @@ def made(results: ProbeResults) -> list[tuple[str, str]]:
         ("Pretraining data", _data(run.get("data"))),
         ("Tested on", _data(figures.get("data"))),
         ("Time", _phrase("{:.0f} s for embedding, fitting and testing", figures.get("seconds"))),
-        ("Versions", _versions(figures.get("versions") or run.get("versions"))),
+        ("Versions", _listed(figures.get("versions") or run.get("versions"))),
         ("Licence of the weights", run.get("licence")),
     ]
     return [(term, str(text)[:600]) for term, text in found if text]
@@ -148,6 +148,8 @@ def example_caption(example: Example) -> str:
     what = "noise" if example.title == "Worst false alarm" else "a window"
     if example.snr is not None:
         what = f"a signal of network SNR {example.snr:.1f}"
+    elif example.merger is not None:
+        what = "a signal"
     if example.merger is not None:
         what += " that merges at the triangles"
     text = f"{what[0].upper()}{what[1:]}, statistic {example.score:.1f}, id {example.id}."
@@ -201,5 +203,9 @@ def _data(node: Any) -> str:
     return ", ".join(simple)
 
 
-def _versions(node: Any) -> str:
-    return ", ".join(f"{k} {v}" for k, v in node.items()) if isinstance(node, dict) else ""
+def _dict(node: Any) -> dict[str, Any]:
+    return node if isinstance(node, dict) else {}
+
+
+def _listed(node: Any) -> str:
+    return ", ".join(f"{key} {value}" for key, value in _dict(node).items())

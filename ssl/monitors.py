@@ -94,6 +94,8 @@ class Monitor(pl.Callback):
     ) -> None:
         self.out, self.feed, self.batch, self.every = out, feed, batch, every
         self.watch, self.watch_every = watch, watch_every
+        self.matrix: Any = None
+        """The latest cross-correlation matrix (P, P)."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -108,7 +110,7 @@ class Monitor(pl.Callback):
         if not trainer.is_global_zero or (step % self.every and step != trainer.max_steps):
             return
         terms = correlation_terms(pl_module.last["first"], pl_module.last["second"])
-        matrix = terms.pop("matrix")
+        self.matrix = matrix = terms.pop("matrix")
         now, then = (time.perf_counter(), step, self.feed.waited), self.mark
         seconds = max(now[0] - then[0], 1e-9)
         line: dict[str, Any] = {

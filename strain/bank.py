@@ -20,17 +20,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import scipy.fft
-import scipy.signal
 import torch
-from scipy.signal.windows import tukey
 from torch import Tensor
 
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.population import Population
 from gwtwins.strain.progress import progress_bar
-from gwtwins.strain.psd import PSD, load_psd
+from gwtwins.strain.psd import PSD, load_psd, names_a_file
 
-FORMAT = "gwtwins-bank-2"
+FORMAT = "gwtwins-bank-1"
 BUFFER = 4.0  # seconds held of each waveform, the period of the circular buffer it is shifted in
 BEFORE_MERGER = 3.0  # seconds of it before the merger; the rest is room for shifts and ringdown
 AFTER_MERGER = 0.5
@@ -58,8 +56,16 @@ class BankRecipe:
         for extrinsic in ("name", "snr", "merger", "signal_fraction"):
             intrinsic.pop(extrinsic)
         layout = [FORMAT, BUFFER, BEFORE_MERGER, START_TAPER, F_KEEP]
-        text = json.dumps([layout, intrinsic, self.count, self.seed, sorted(set(self.psds))])
+        text = json.dumps([layout, intrinsic, self.count, self.seed, sorted({*map(_psd_key, self.psds)})])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _psd_key(spec: str) -> str:
+    """A PSD's name; for a file its contents too, which may be edited, or differ where a path is relative."""
+    if not names_a_file(spec):
+        return spec
+    psd = load_psd(spec)
+    return f"{spec} {hashlib.sha256(np.stack([psd.frequency, psd.value]).tobytes()).hexdigest()}"
 
 
 def cache_folder() -> Path:
@@ -220,26 +226,13 @@ def plus_polarisation(population: Population, parameters: np.ndarray) -> tuple[n
     whole = np.zeros(int(F_NYQUIST / df), complex)
     n = min(len(whole), len(plus))
     whole[:n] = plus.numpy()[:n]
-    # Approximants differ in what they put at time 0: measure the peak.
-    peak = _peak(scipy.fft.ifft(whole)) / F_NYQUIST
-    return whole * np.exp(2j * np.pi * np.arange(len(whole)) * df * peak), df
-
-
-def _peak(analytic: np.ndarray) -> float:
-    """Where a periodic complex signal is largest, to a hundredth of a sample.
-
-    A parabola through three samples would put it 0.1 to 0.3 ms early: amplitudes rise slowly and fall fast. So it
-    goes through three of sixteen times as many, interpolated in a piece whose ends are tapered.
-    """
-    finer, half = 16, 64
-    top = int(np.argmax(np.abs(analytic)))
-    around = np.arange(-half, half)
-    # Turned by half the rate: its frequencies fill 0 to F_NYQUIST, and interpolation takes them as centred on 0.
-    piece = analytic[(top + around) % len(analytic)] * tukey(2 * half, 0.5) * (-1.0) ** around
-    envelope = np.abs(scipy.signal.resample(piece, 2 * half * finer))
+    # Approximants differ in what they put at time 0: measure the peak, by a parabola through the largest samples.
+    # Amplitudes are flat there and waveforms start suddenly: 64 s of the same waveform peak 0.1 to 0.3 ms later.
+    envelope = np.abs(scipy.fft.ifft(whole))
     n = int(np.argmax(envelope))
-    left, middle, right = envelope[n - 1 : n + 2]
-    return top - half + (n + 0.5 * (left - right) / (left - 2 * middle + right)) / finer
+    left, top, right = envelope[n - 1], envelope[n], envelope[(n + 1) % len(envelope)]
+    peak = (n + 0.5 * (left - right) / (left - 2 * top + right)) / F_NYQUIST
+    return whole * np.exp(2j * np.pi * np.arange(len(whole)) * df * peak), df
 
 
 def _duration(mass1: float, mass2: float, f_lower: float) -> float:

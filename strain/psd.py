@@ -90,7 +90,12 @@ def psd_from_asd_file(path: str | Path) -> PSD:
 
 def load_psd(spec: str) -> PSD:
     """A PSD from a pycbc name, or from a path of an ASD file (anything holding a dot or a slash)."""
-    return psd_from_asd_file(spec) if "." in spec or "/" in spec else named_psd(spec)
+    return psd_from_asd_file(spec) if names_a_file(spec) else named_psd(spec)
+
+
+def names_a_file(spec: str) -> bool:
+    """Whether :func:`load_psd` takes ``spec`` as a path: no pycbc name holds a dot or a slash."""
+    return "." in spec or "/" in spec
 
 
 def welch_median(strain: np.ndarray, rate: float, segment: float = 4.0, name: str = "welch") -> PSD:

@@ -85,7 +85,7 @@ def test_what_is_saved_comes_back_to_the_bit(given: dict[str, Any], tmp_path: Pa
     for attribute in ("detectors", "shared", "rate", "window", "samples", "embedding_dim", "f_low", "f_high", "name"):
         assert getattr(loaded, attribute) == getattr(encoder, attribute)
     x = torch.randn(2, len(encoder.detectors), encoder.samples)
-    assert torch.equal(encoder.eval()(x), loaded(x))
+    assert torch.equal(encoder.eval().requires_grad_(False)(x), loaded(x))  # a GRU with gradients rounds otherwise
 
 
 def test_a_loaded_encoder_is_frozen(folder: Path) -> None:
