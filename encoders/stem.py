@@ -1,7 +1,8 @@
 """The first layer: trainable sine-Gaussian quadrature pairs, and the logarithm of each pair's power.
 
-What two detectors agree on is neither sign nor phase: the plus responses of Hanford and Livingston are anti-correlated and
-Virgo's is nearly independent. The power of a quadrature pair forgets both, and keeps when and at what frequency.
+What two detectors agree on is neither sign nor phase: the plus responses of Hanford and Livingston are
+anti-correlated and Virgo's is nearly independent. The power of a quadrature pair forgets both, and keeps when and at
+what frequency.
 """
 
 from __future__ import annotations

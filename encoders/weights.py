@@ -1,7 +1,7 @@
 """Encoders on disk: ``encoder.safetensors`` and an ``encoder.json`` that rebuilds them without the training code.
 
-Nothing is unpickled: the JSON names an encoder of the registry with bounded arguments, the safetensors hold its numbers and
-the PSDs that its windows were whitened with.
+Nothing is unpickled: the JSON names an encoder of the registry with bounded arguments, the safetensors hold its
+numbers and the PSDs that its windows were whitened with.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def describe_weights(path_or_name: str | Path) -> dict[str, Any]:
     if not isinstance(node, dict) or node.get("format") != FORMAT:
         raise InputError(path, "does not describe an encoder of this version", expected)
     encoder, detectors = node.get("encoder"), node.get("detectors")
-    if not (isinstance(encoder, dict) and isinstance(encoder.get("name"), str) and isinstance(encoder.get("args"), dict)):
+    named = isinstance(encoder, dict) and isinstance(encoder.get("name"), str)
+    if not named or not isinstance(encoder.get("args"), dict):
         raise InputError(path, "names no encoder with arguments", expected)
     few = isinstance(detectors, list) and 0 < len(detectors) <= len(BRANCH)
     if not few or not all(detectors.count(name) == 1 and name in list(BRANCH) for name in detectors):

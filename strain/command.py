@@ -65,11 +65,10 @@ def parse(
     argv, values = _split(argv, [*known, "config", "help"], prog, positional)
     given = parser.parse_args(argv, defaults=False)
     config = given.config if "config" in given else None
-    merged = parser.get_defaults()
+    layers = [parser.get_defaults(), given]
     if config:
-        merged = parser.merge_config(parser.parse_object(read_config(config, known), defaults=False), merged)
-    merged = parser.merge_config(given, merged)
-    flat = {name: merged[name] for name in known}
+        layers.insert(1, parser.parse_object(read_config(config, known), defaults=False))
+    flat = {name: layer[name] for layer in layers for name in known if name in layer}  # later layers override
     made = [c(**{f.name: flat[f.name] for f in dataclasses.fields(c)}) for c in concerns]
     flat = {key: plain(value) for key, value in flat.items()}
     if positional:

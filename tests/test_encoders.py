@@ -99,7 +99,9 @@ def test_log_power_keeps_the_time() -> None:
     assert abs((frame + 0.5) * 32 - 1300) <= 32
 
 
-@pytest.mark.parametrize(("samples", "kernel", "stride"), [(2048, 128, 32), (2048, 256, 16), (4096, 97, 48), (1000, 64, 64)])
+@pytest.mark.parametrize(
+    ("samples", "kernel", "stride"), [(2048, 128, 32), (2048, 256, 16), (4096, 97, 48), (1000, 64, 64)]
+)
 def test_length_of_the_output(samples: int, kernel: int, stride: int) -> None:
     frames = stem(kernel=kernel, stride=stride)(torch.randn(1, 1, samples)).shape[-1]
     assert frames == (samples + (kernel - stride) % 2) // stride
@@ -117,7 +119,7 @@ def test_the_random_stem_is_random_with_the_same_energy() -> None:
     random = stem(sine_gaussian=False)
     assert random.weight.shape == stem().weight.shape
     assert random.weight.norm(dim=2).detach().numpy() == pytest.approx(1.0, abs=1e-6)
-    # A random filter hears every frequency alike, a sine-Gaussian its own (the lower half of the bands: 1/7 of the band).
+    # A random filter hears every frequency alike, a sine-Gaussian its own (the lower half of the bands).
     flat, peaked = (torch.fft.rfft(layer.weight.detach()[:12, 0]).abs().square() for layer in (random, stem()))
     contrast = [(power.amax(dim=1) / power.mean(dim=1)).mean() for power in (flat, peaked)]
     assert contrast[1] > 4 * contrast[0]

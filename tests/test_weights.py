@@ -46,11 +46,18 @@ def make(
     return encoder
 
 
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a good export; to be looked at only."""
+    folder = tmp_path_factory.mktemp("export")
+    save_encoder(make(), folder, {"steps": 7})
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with a good export."""
-    save_encoder(make(), tmp_path, {"steps": 7})
-    return tmp_path
+def folder(export: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be spoiled."""
+    return Path(shutil.copytree(export, tmp_path / "run"))
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -88,8 +95,8 @@ def test_what_is_saved_comes_back_to_the_bit(given: dict[str, Any], tmp_path: Pa
     assert torch.equal(encoder.eval().requires_grad_(False)(x), loaded(x))  # a GRU with gradients rounds otherwise
 
 
-def test_a_loaded_encoder_is_frozen(folder: Path) -> None:
-    loaded = load_encoder(folder)
+def test_a_loaded_encoder_is_frozen(export: Path) -> None:
+    loaded = load_encoder(export)
     assert not any(module.training for module in loaded.modules())
     assert not any(p.requires_grad for p in loaded.parameters())
     state = {name: value.clone() for name, value in loaded.state_dict().items()}
@@ -118,12 +125,12 @@ def test_shared_weights_are_written_once(tmp_path: Path) -> None:
     assert 2 * sizes[0] == sizes[1]
 
 
-def test_the_card_is_beside_the_weights_and_nothing_else(folder: Path) -> None:
-    assert sorted(p.name for p in folder.iterdir()) == ["encoder.json", "encoder.safetensors"]
-    node = describe_weights(folder)
+def test_the_card_is_beside_the_weights_and_nothing_else(export: Path) -> None:
+    assert sorted(p.name for p in export.iterdir()) == ["encoder.json", "encoder.safetensors"]
+    node = describe_weights(export)
     assert node["steps"] == 7 and node["detectors"] == ["H1", "L1", "V1"] and node["psds"]["V1"] == "psd of V1"
     # Others may read what others may read: both files have the mode that the umask says.
-    modes = {p.stat().st_mode for p in folder.iterdir()}
+    modes = {p.stat().st_mode for p in export.iterdir()}
     assert len(modes) == 1
 
 
@@ -137,7 +144,7 @@ def test_shipped_encoders_go_by_name_and_a_name_leads_nowhere_else(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = tmp_path / "package" / "shipped"
-    shutil.copytree(folder, shipped / "small", ignore=shutil.ignore_patterns("package"))
+    shutil.copytree(folder, shipped / "small")
     shutil.copytree(shipped / "small", tmp_path / "package" / "secret")
     monkeypatch.setattr(weights, "SHIPPED", shipped)
     assert load_encoder("gwtwins/small").detectors == ("H1", "L1", "V1")
