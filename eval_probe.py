@@ -162,7 +162,9 @@ def summary(figures: dict[str, Any]) -> str:
 
     low, high = figures["auc_ci95"]
     lines = [f"{'':<44s} {'AUC':>6s} {'eff 1%':>6s}"]
-    lines.append(row(f"frozen probe, {figures['n_labels']:,} labels", figures["auc"], figures["efficiency"]["0.01"]["value"]))
+    lines.append(
+        row(f"frozen probe, {figures['n_labels']:,} labels", figures["auc"], figures["efficiency"]["0.01"]["value"])
+    )
     for entry in figures["by_labels"]:
         name = f"frozen probe, {entry['n_labels']:,} labels (mean of {entry['draws']})"
         lines.append(row(name, entry["auc"], entry.get("efficiency")))

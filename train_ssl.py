@@ -98,9 +98,7 @@ def train(argv: list[str] | None = None) -> int:
     folder = folder or next((a.partition("=")[2] for a in argv if a.startswith("--resume=")), "")
     if folder:
         argv = resumed(folder, argv)
-    (run, optimiser, objective_config, simulation, augment), flat = parse(
-        "train_ssl.py", description, concerns(), argv
-    )
+    (run, optimiser, objective_config, simulation, augment), flat = parse("train_ssl.py", description, concerns(), argv)
     # Seconds of imports wait until the options are known to be right.
     import pytorch_lightning as pl
     import torch

@@ -23,7 +23,7 @@ from gwtwins.ssl.objectives import Objective, ObjectiveConfig
 from gwtwins.ssl.pretrain import OptimiserConfig, Pretraining
 from gwtwins.ssl.views import Views
 
-# Each encoder with the projector, the sharing and the band of its own configuration (configs/demo.yaml, g2net_2021.yaml).
+# Each encoder with the projector, the sharing and the band of its own configuration in configs/.
 SUBJECTS = {
     "cnn_gru": {"projector": 256, "shared": True, "f_high": 500.0},
     "cnn_gru_2021": {"projector": 3192, "shared": False, "f_high": 600.0},
@@ -84,13 +84,19 @@ def main() -> None:
             if repeat:
                 rates[name]["train"].append(rows / trained)
                 rates[name]["embed"].append(rows / embedded)
-    print(f"batch {args.batch}, {args.repeats} repeats, {torch.get_num_threads()} threads, {args.device}; median (min-max)\n")
+    print(
+        f"batch {args.batch}, {args.repeats} repeats, {torch.get_num_threads()} threads, {args.device}; "
+        "median (min-max)\n"
+    )
     print("| encoder | parameters | training, samples/s | embedding, windows/s |")
     print("|---|---|---|---|")
     for name, measured in rates.items():
         cells = [f"{statistics.median(r):,.1f} ({min(r):,.1f}-{max(r):,.1f})" for r in measured.values()]
         print(f"| `{name}` | {parameters[name] / 1e6:.2f} M | {cells[0]} | {cells[1]} |")
-    ratio = {k: [a / b for a, b in zip(rates["cnn_gru"][k], rates["cnn_gru_2021"][k], strict=True)] for k in ("train", "embed")}
+    ratio = {
+        k: [a / b for a, b in zip(rates["cnn_gru"][k], rates["cnn_gru_2021"][k], strict=True)]
+        for k in ("train", "embed")
+    }
     cells = [f"{statistics.median(r):.0f} ({min(r):.0f}-{max(r):.0f})" for r in ratio.values()]
     print(f"| ratio | | {cells[0]} | {cells[1]} |")
     if args.json:

@@ -63,9 +63,7 @@ class CnnGru(nn.Module):
         if not c.stride <= c.kernel <= round(c.rate * c.window):
             fault = f"kernel {c.kernel}, stride {c.stride}, {c.window:g} s at {c.rate:g} Hz"
             raise InputError("encoder cnn_gru", fault, "stride <= kernel <= samples of the window")
-        self.stem = LogPowerStem(
-            c.bands, c.q, c.kernel, c.stride, c.f_low, c.f_high, c.rate, c.stem == "sine_gaussian"
-        )
+        self.stem = LogPowerStem(c.bands, c.q, c.kernel, c.stride, c.f_low, c.f_high, c.rate, c.stem == "sine_gaussian")
         blocks: list[nn.Module] = [nn.BatchNorm1d(self.stem.channels)]
         channels = self.stem.channels
         for i in range(c.layers):

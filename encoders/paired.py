@@ -48,9 +48,7 @@ class PairedEncoder(nn.Module):
         self.window: float = self.hl.window
         self.embedding_dim: int = self.hl.embedding_dim
         if f_high > self.rate / 2:
-            raise InputError(
-                f"encoder {name}", f"works at {self.rate:g} Hz", f"at least twice f_high = {f_high:g} Hz"
-            )
+            raise InputError(f"encoder {name}", f"works at {self.rate:g} Hz", f"at least twice f_high = {f_high:g} Hz")
         self._conditioners: dict[tuple[int, str], Conditioner] = {}
 
     @property

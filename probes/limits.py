@@ -46,10 +46,10 @@ def snr_in_window(signal: Tensor, f_low: float, f_high: float, rate: float) -> T
 class MatchedFilterBank:
     """A bank of templates from the population itself, filtered with every detector and combined over them.
 
-    For each template and time the squared SNRs of the detectors are combined within the light travel time from the first;
-    ``maximum`` is the largest sum over templates and times, ``marginalised`` the logarithm of the mean of
-    exp(rho^2 / 2): an approximate likelihood ratio with delays, templates and times averaged over. Both are incoherent: they
-    do not ask the amplitudes and phases of the detectors to fit one sky position.
+    For each template and time the squared SNRs of the detectors are combined within the light travel time from the
+    first; ``maximum`` is the largest sum over templates and times, ``marginalised`` the logarithm of the mean of
+    exp(rho^2 / 2): an approximate likelihood ratio with delays, templates and times averaged over. Both are
+    incoherent: they do not ask the detectors' amplitudes and phases to fit one sky position.
 
     Args:
         source: whose population, PSDs and window are searched.
@@ -73,7 +73,7 @@ class MatchedFilterBank:
         self.weight = torch.stack([w for _, w in templates], 1).to(self.device)  # (N, D, times) 1 / norm
 
     def _template(self, bank: WaveformBank, source: SimulatedSource, detector: str) -> tuple[Tensor, Tensor]:
-        """Conjugated templates (N, K) and, for each merger time, one over the norm that lies in the window (N, times)."""
+        """Conjugated templates (N, K) and one over the norm that is in the window at each merger time (N, times)."""
         k_low, k_high = int(np.ceil(source.f_low * BUFFER)), int(np.ceil(source.f_high * BUFFER))
         first = k_low - bank.k_low
         held = torch.view_as_complex(bank.waveform[:, first : first + k_high - k_low].float().contiguous())

@@ -17,7 +17,11 @@ from gwtwins.strain.errors import InputError
 
 Array = NDArray[np.floating]
 
-TITLES = {"bank": "matched-filter bank", "known_signal": "signal known exactly"}
+TITLES = {
+    "bank": "matched-filter bank",
+    "bank_maximum": "same bank, maximum",
+    "known_signal": "signal known exactly",
+}
 """How limits are called in words; in the order in which they are shown."""
 FAPS = (0.1, 0.01, 0.001)
 SNR_EDGES = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0)

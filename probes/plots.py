@@ -154,6 +154,28 @@ def calibration(theme: Theme, bins: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def label_curve(
+    theme: Theme, curve: Sequence[dict[str, Any]], key: str, name: str, limits: Sequence[tuple[str, float]]
+) -> Figure:
+    """A figure against the number of labels: mean and standard deviation over draws; limits use none."""
+    figure, ax = _axes(theme)
+    x, value = [entry["n_labels"] for entry in curve], np.array([entry[key] for entry in curve])
+    spread = np.array([entry.get(f"{key}_sd") or 0.0 for entry in curve])
+    for dash, (title, height) in list(zip(DASHES, limits))[::-1]:
+        ax.axhline(height, color=theme.ink, ls=dash, lw=1.3, label=title)
+    ax.plot(x, value, color=theme.probe, lw=1)
+    ax.errorbar(x, value, spread, fmt="o", ms=5, lw=1.5, capsize=3, color=theme.probe, label="frozen probe")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator(x))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
+    ax.set_ylim(0 if key == "efficiency" else 0.5, 1.02)
+    ax.set_xlabel("Labels")
+    ax.set_ylabel(name)
+    _legend(ax, theme, loc="lower right")
+    return figure
+
+
 def embedding_by_label(theme: Theme, xy: Array, variance: Array, label: Array) -> Figure:
     """The embeddings' first two principal components (N, 2), signals and noise."""
     figure, ax = _axes(theme)

@@ -21,7 +21,7 @@ def write_scores(
     label: ArrayLike | None = None,
     score: ArrayLike | None = None,
 ) -> None:
-    """Write ``id,target`` with the probability as target (a submission), or ``id,target,score`` with the label as target.
+    """Write ``id,target`` (target: probability, a submission), or with labels ``id,target,score`` (target: label).
 
     An id that a spreadsheet would run as a formula gets an apostrophe in front.
     """

@@ -57,6 +57,7 @@ def write_report(folder: Path, results: ProbeResults) -> Path:
     examples = [_example_picture(i, e, results) for i, e in enumerate(results.examples, start=1)]
     columns, rows, unstated = wording.figure_table(results, probe, limits)
     snr_columns, snr_rows = wording.snr_table(probe, limits)
+    label_columns, label_rows = wording.label_table(results)
     fap = shown_fap(results)
     frame = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_harmless)
     html = frame.from_string(PAGE.read_text(encoding="utf-8")).render(
@@ -68,6 +69,8 @@ def write_report(folder: Path, results: ProbeResults) -> Path:
         notes=[*unstated, *notes],
         snr_columns=snr_columns,
         snr_rows=snr_rows,
+        label_columns=label_columns,
+        label_rows=label_rows,
         snr_fap=f"{1 / fap:,.0f}" if fap else "",
         highest=_highest(results),
         pictures=[_drawn(p, folder / "plots") for p in pictures],
@@ -89,15 +92,19 @@ def _pictures(
     label = None if results.label is None else np.asarray(results.label)
     fap = shown_fap(results)
     if results.judged and label is not None:
-        pictures.append(_roc_picture(results, probe, limits))
+        if results.n_noise > metrics.MIN_FALSE_ALARMS:
+            pictures.append(_roc_picture(label, results, probe, limits))
+        else:
+            notes.append(f"The ROC is left out: {results.n_noise} noise windows measure no false-alarm probability.")
         if not limits:
             notes.append("No limits stand beside the figures: they need the truth that only a simulation knows.")
-        if fap and results.snr_known and probe.by_snr:
+        if fap and results.snr_known and any(b["value"] is not None for b in probe.by_snr):
             pictures.append(_snr_picture(fap, probe, limits))
         elif not results.snr_known:
             notes.append("Efficiency against SNR is left out: the signals' SNRs are not known.")
         else:
-            notes.append("Efficiency against SNR is left out: there are too few noise windows for a threshold.")
+            reason = "no signal lies in its bins" if fap else "too few noise windows for a threshold"
+            notes.append(f"Efficiency against SNR is left out: {reason}.")
     else:
         reason = "the labels are not known" if label is None else "all windows are of one class"
         notes.append(f"ROC, efficiency and calibration are left out: {reason}.")
@@ -111,13 +118,15 @@ def _pictures(
         alt = f"Calibration in ten bins; the mean distance from the diagonal is {bins['ece']:.3f}."
         draw = partial(plots.calibration, bins=bins["bins"])
         pictures.append(Picture("calibration", "Calibration", caption, alt, draw))
+    pictures += _label_pictures(results, probe, limits)
     return pictures + _map_pictures(results, label), notes
 
 
-def _roc_picture(results: ProbeResults, probe: Performance, limits: list[Performance]) -> Picture:
-    label, n = results.label, results.n_noise
-    assert label is not None
-    grid = np.geomspace(metrics.MIN_FALSE_ALARMS / n, 0.999, 60) if n > metrics.MIN_FALSE_ALARMS else np.empty(0)
+def _roc_picture(
+    label: Array, results: ProbeResults, probe: Performance, limits: list[Performance]
+) -> Picture:
+    n = results.n_noise
+    grid = np.geomspace(metrics.MIN_FALSE_ALARMS / n, 0.999, 60)
     intervals = [metrics.efficiency(label, results.score, float(fap))["ci95"] for fap in grid]
     kept = [(fap, *ci95) for fap, ci95 in zip(grid, intervals) if ci95]
     columns = np.array(kept).reshape(-1, 3).T
@@ -160,6 +169,28 @@ def _score_picture(results: ProbeResults, label: Array | None) -> Picture:
     alt = f"Histogram of the statistic, {ends}, with a logarithmic axis of counts."
     draw = partial(plots.scores, score=results.score, label=label, thresholds=thresholds)
     return Picture("scores", "The statistic", caption, alt, draw)
+
+
+def _label_pictures(results: ProbeResults, probe: Performance, limits: list[Performance]) -> list[Picture]:
+    """The figure that is quoted, efficiency if all draws have it, against the number of labels."""
+    curve, n = wording.by_labels(results), results.figures.get("n_labels")
+    quoted = probe.efficiency.get(0.01, {}).get("value")
+    if curve and quoted is not None and all(entry.get("efficiency") is not None for entry in curve):
+        key, name, whole = "efficiency", "Efficiency at 1 false alarm in 100", quoted
+        reached = [(limit.title, limit.efficiency.get(0.01, {}).get("value")) for limit in limits]
+    elif curve and probe.auc is not None:
+        key, name, whole = "auc", "Area under the ROC", probe.auc["value"]
+        reached = [(limit.title, limit.auc["value"] if limit.auc else None) for limit in limits]
+    else:
+        return []
+    if isinstance(n, int) and n > curve[-1]["n_labels"]:
+        curve = [*curve, {"n_labels": n, key: whole}]
+    lines = [(title, value) for title, value in reached if value is not None]
+    caption = "Means and standard deviations over random draws of the labels: the flatter, the fewer labels are needed."
+    values = [f"{entry[key]:.3f} with {entry['n_labels']:,} labels" for entry in curve]
+    alt = f"{name}: {', '.join(values)}."
+    draw = partial(plots.label_curve, curve=curve, key=key, name=name, limits=lines)
+    return [Picture("labels", "Fewer labels", caption, alt, draw)]
 
 
 def _map_pictures(results: ProbeResults, label: Array | None) -> list[Picture]:

@@ -37,7 +37,7 @@ class ProbeResults:
     """A probe on N test rows."""
 
     figures: dict[str, Any]
-    """Those of probe.json: auc, auc_ci95, efficiency, efficiency_vs_snr, n_labels, n_test, frac, ..."""
+    """Those of probe.json: auc, auc_ci95, efficiency, efficiency_vs_snr, by_labels, n_labels, knn_auc, ..."""
     ids: Sequence[str]
     score: Array
     """(N,) logit."""
@@ -115,7 +115,7 @@ def choose_examples(score: Array, label: ArrayLike | None, snr: ArrayLike | None
     noise, signals = order[truth[order] == 0], order[truth[order] == 1]
     share = next((p for p in (0.01, 0.1) if noise.size * p >= metrics.MIN_FALSE_ALARMS - 1e-6), 0.5)
     threshold = statistic[noise[int(share * noise.size + 1e-6)]]
-    chosen = {"Best detected": int(signals[0])}
+    chosen = {"Best detected": int(signals[0])} if statistic[signals[0]] > threshold else {}
     missed = signals[statistic[signals] <= threshold]
     if missed.size:
         loudness = None if snr is None else np.asarray(snr, dtype=np.float64)[missed]
@@ -129,7 +129,7 @@ def choose_examples(score: Array, label: ArrayLike | None, snr: ArrayLike | None
 
 def gather_examples(source: Source, split: str, rows: dict[str, int], score: Array) -> list[Example]:
     """The windows of the rows that `choose_examples` names, read from the source once more."""
-    found: dict[int, Example] = {}
+    found: dict[str, Example] = {}
     start = 0
     for batch in source.batches(split, 512):
         for title, row in rows.items():
@@ -139,8 +139,8 @@ def gather_examples(source: Source, split: str, rows: dict[str, int], score: Arr
                 known = {key: value for key, value in truth.items() if np.isfinite(value) and value > 0}
                 strain = batch.strain[i].cpu().numpy().astype(np.float64)
                 merger, snr = known.get("merger"), known.get("snr")
-                found[row] = Example(title, batch.id[i], strain, source.rate, merger, snr, float(score[row]))
+                found[title] = Example(title, batch.id[i], strain, source.rate, merger, snr, float(score[row]))
         start += len(batch)
-        if len(found) == len(set(rows.values())):
+        if len(found) == len(rows):
             break
-    return [found[row] for row in rows.values() if row in found]
+    return [found[title] for title in rows]

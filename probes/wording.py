@@ -94,16 +94,37 @@ def snr_table(
     return ["Signals", probe.title.capitalize(), *[limit.title.capitalize() for limit in shown]], rows
 
 
+def label_table(results: ProbeResults) -> tuple[list[str], list[tuple[str, list[tuple[str, str]]]]]:
+    """Means and standard deviations over draws of few labels: columns, and rows as in `figure_table`."""
+    rows = []
+    for entry in by_labels(results):
+        cells = [(f"{entry.get('draws', 1)}", "")]
+        for key in ("auc", "efficiency"):
+            spread = entry.get(f"{key}_sd")
+            value = entry.get(key)
+            cells.append(("", "") if value is None else (number(value), f"\u00b1 {spread:.3f}" if spread else ""))
+        rows.append((f"{entry['n_labels']:,}", cells))
+    return ["Draws", "Area under the ROC", "Efficiency at 1 in 100"], rows
+
+
+def by_labels(results: ProbeResults) -> list[dict[str, Any]]:
+    """The entries of ``figures["by_labels"]``, by rising number of labels."""
+    entries = results.figures.get("by_labels") or []
+    return sorted((e for e in entries if e.get("auc") is not None), key=lambda e: e["n_labels"])
+
+
 def made(results: ProbeResults) -> list[tuple[str, str]]:
     """How it was made: term and description."""
     run, figures = results.run, results.figures
     probe, encoder = _dict(figures.get("linear_probe")), _dict(run.get("encoder"))
+    context, seconds = _dict(figures.get("context")), figures.get("seconds")
+    seconds = _dict(seconds).get("total") if isinstance(seconds, dict) else seconds
     labels = _join(
         _phrase("{:,} labelled windows", figures.get("n_labels")),
         _phrase("--frac {}", figures.get("frac")),
         _phrase("{} features", probe.get("features") or figures.get("features")),
         _phrase("strength C = {:.3g} by cross-validation among them", probe.get("c")),
-        _phrase("seed {}", probe.get("seed", figures.get("seed"))),
+        _phrase("seed {}", probe.get("seed", context.get("seed"))),
     )
     architecture = _join(
         encoder.get("name"),
@@ -135,8 +156,8 @@ def made(results: ProbeResults) -> list[tuple[str, str]]:
         ("Windows", window),
         ("Pretraining", pretraining),
         ("Pretraining data", _data(run.get("data"))),
-        ("Tested on", _data(figures.get("data"))),
-        ("Time", _phrase("{:.0f} s for embedding, fitting and testing", figures.get("seconds"))),
+        ("Tested on", _data(context.get("data"))),
+        ("Time", _phrase("{:.0f} s for embedding, fitting and testing", seconds)),
         ("Versions", _listed(figures.get("versions") or run.get("versions"))),
         ("Licence of the weights", run.get("licence")),
     ]

@@ -22,7 +22,6 @@ from gwtwins.ssl.pretrain import Feed, Pretraining
 from gwtwins.strain.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from gwtwins.strain.progress import progress_bar
 
-
 # What Lightning says on every fit about its own insides, or about what this project means to do.
 _LIGHTNING_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.15

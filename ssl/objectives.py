@@ -44,6 +44,9 @@ class Objective(nn.Module):
         super().__init__()
         if config.objective not in OBJECTIVES:
             raise InputError(f"--objective {config.objective}", "not an objective", ", ".join(OBJECTIVES))
+        if not (config.projector >= 1 and config.lambda_param >= 0 and config.temperature > 0):
+            fault = f"projector {config.projector}, lambda {config.lambda_param}, temperature {config.temperature}"
+            raise InputError("objective", fault, "projector >= 1, lambda-param >= 0, temperature > 0")
         head, loss = OBJECTIVES[config.objective]
         self.config = config
         self.projector = head(embedding_dim, config.projector)

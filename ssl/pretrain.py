@@ -1,4 +1,4 @@
-"""Pretraining as a LightningModule: two views, one encoder, one objective, a schedule that is a function of the step."""
+"""Pretraining as a LightningModule: two views, one encoder, one objective, a schedule by the step."""
 
 from __future__ import annotations
 

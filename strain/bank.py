@@ -143,6 +143,11 @@ class WaveformBank:
 
 def make_bank(recipe: BankRecipe, path: Path, workers: int | None = None, progress: bool = True) -> None:
     """Generate a bank with pycbc in ``workers`` processes and write it to ``path`` in one atomic step."""
+    from pycbc.waveform import fd_approximants
+
+    if recipe.population.approximant not in fd_approximants():
+        expected = "a frequency-domain approximant of pycbc such as IMRPhenomXAS"
+        raise InputError(f"approximant {recipe.population.approximant}", "is not known", expected)
     parameters = recipe.population.intrinsic(recipe.seed, recipe.count)
     chunks = [parameters[i : i + _CHUNK] for i in range(0, len(parameters), _CHUNK)]
     psds = [load_psd(name) for name in sorted(set(recipe.psds))]

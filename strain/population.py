@@ -104,6 +104,8 @@ class Population:
         for key in ("spin1z", "spin2z"):
             if not -1 < drawn[key].low < drawn[key].high < 1:
                 raise InputError(f"{path}, {key}", "spins out of range", "above -1 and below 1")
+        if drawn["snr"].low < 0:
+            raise InputError(f"{path}, snr", f"low = {drawn['snr'].low:g}", "0 or more")
         return cls(
             name=str(node["name"]),
             approximant=str(node["approximant"]),

@@ -58,7 +58,7 @@ class RecordedStrainSource(Source):
             raise InputError(spec, "no moment has two detectors", f"{self.window:g} s in which two were recording")
 
     def _moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """GPS starts (M,) on the grid of STRIDE, and for each detector the piece that holds the window, or -1 (M, D)."""
+        """GPS starts (M,) on the grid of STRIDE, and the piece that holds each detector's window, or -1 (M, D)."""
         first = np.ceil([piece.gps_start / STRIDE for piece in self.pieces]).astype(int)
         last = np.floor([(piece.gps_end - self.window) / STRIDE for piece in self.pieces]).astype(int)
         ticks = np.unique(np.concatenate([np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]))
@@ -82,9 +82,7 @@ class RecordedStrainSource(Source):
             id=[f"{gps:.3f}" for gps in self.gps[moments]],
         )
 
-    def train_batch(
-        self, seed: int, step: int, rows: range, progress: float = 0.0, batch: int | None = None
-    ) -> Batch:
+    def train_batch(self, seed: int, step: int, rows: range, progress: float = 0.0, batch: int | None = None) -> Batch:
         u = draws.uniform(seed, "moments", step, rows, 1)[:, 0].numpy()
         return self._cut((u * len(self.gps)).astype(int))
 

@@ -127,9 +127,7 @@ class SimulatedSource(Source):
             return final
         return start + (final - start) * min(progress / self.config.curriculum_end, 1.0)
 
-    def train_batch(
-        self, seed: int, step: int, rows: range, progress: float = 0.0, batch: int | None = None
-    ) -> Batch:
+    def train_batch(self, seed: int, step: int, rows: range, progress: float = 0.0, batch: int | None = None) -> Batch:
         return self._train(seed, step, rows, progress, "train noise")
 
     def train_pair(

@@ -49,9 +49,7 @@ class Source:
     fresh_noise: bool = False
     """Whether the same signal can be given in two noise draws (only a simulation can)."""
 
-    def train_batch(
-        self, seed: int, step: int, rows: range, progress: float = 0.0, batch: int | None = None
-    ) -> Batch:
+    def train_batch(self, seed: int, step: int, rows: range, progress: float = 0.0, batch: int | None = None) -> Batch:
         """Unlabelled rows for pretraining.
 
         Args:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from pycbc.detector import Detector
 from pycbc.types import FrequencySeries
 from pycbc.waveform import get_fd_waveform
 
+from gwtwins.strain.bank import BUFFER, F_KEEP, WaveformBank
 from gwtwins.strain.psd import PSD
 
 SPAN = 64.0  # seconds, six times the longest signal of the standard population
@@ -66,6 +68,29 @@ def _fd(
         n = min(N, len(one))
         out[:n] = one.numpy()[:n]
     return plus, cross
+
+
+def stored(bank: WaveformBank, row: int) -> np.ndarray:
+    """What the bank holds of a waveform, (F,) complex128 strain seconds."""
+    return bank.waveform[row].to(torch.float64).numpy() @ [1, 1j] * float(bank.scale[row])
+
+
+def merger_offset(bank: WaveformBank, row: int) -> float:
+    """Seconds by which the bank's merger comes after this module's.
+
+    The peak is flat, and depends on how long the sudden start at f_lower has room to ring (8, 16 or 64 s).
+    """
+    common = reference(bank.parameters[row]).plus[:: int(SPAN / BUFFER)]  # k / BUFFER Hz
+    product = np.zeros(int(BUFFER * F_KEEP), complex)
+    product[bank.k_low :] = stored(bank, row) * np.conj(common[bank.k_low : product.size])
+    frequency = np.arange(product.size) / BUFFER
+    product *= np.where(frequency > 30, frequency, 0) ** (7 / 3)  # as sharp as it can be
+    points = 1 << 17  # 30 us apart, of a correlation that is smooth over 0.5 ms
+    correlation = np.abs(np.fft.ifft(product, points))
+    n = int(np.argmax(correlation))
+    left, top, right = correlation[n - 1], correlation[n], correlation[(n + 1) % points]
+    offset = (n + 0.5 * (left - right) / (left - 2 * top + right)) * BUFFER / points
+    return (offset + BUFFER / 2) % BUFFER - BUFFER / 2
 
 
 def whitened(spectrum: np.ndarray, psd: PSD, rate: float, times: int, f_low: float, f_high: float) -> np.ndarray:
