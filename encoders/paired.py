@@ -44,9 +44,9 @@ class PairedEncoder(nn.Module):
         self.psds, self.f_low, self.f_high = dict(psds or {}), f_low, f_high
         self.hl = registry.build(name, self.args)
         self.v = self.hl if shared else registry.build(name, self.args)
-        self.rate: float = self.hl.rate
-        self.window: float = self.hl.window
-        self.embedding_dim: int = self.hl.embedding_dim
+        self.rate: float = self.hl.rate  # type: ignore[assignment]
+        self.window: float = self.hl.window  # type: ignore[assignment]
+        self.embedding_dim: int = self.hl.embedding_dim  # type: ignore[assignment]
         if f_high > self.rate / 2:
             raise InputError(f"encoder {name}", f"works at {self.rate:g} Hz", f"at least twice f_high = {f_high:g} Hz")
         self._conditioners: dict[tuple[int, str], Conditioner] = {}

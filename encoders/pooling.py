@@ -34,4 +34,4 @@ class GeMPool(nn.Module):
         return positive.pow(self.p).mean(dim=-1).pow(1.0 / self.p)
 
 
-POOLINGS: dict[str, type[nn.Module]] = {"mean_max": MeanMaxPool, "gem": GeMPool}
+POOLINGS: dict[str, type[MeanMaxPool] | type[GeMPool]] = {"mean_max": MeanMaxPool, "gem": GeMPool}

@@ -131,11 +131,15 @@ def describe_weights(path_or_name: str | Path) -> dict[str, Any]:
     if not isinstance(node, dict) or node.get("format") != FORMAT:
         raise InputError(path, "does not describe an encoder of this version", expected)
     encoder, detectors = node.get("encoder"), node.get("detectors")
-    named = isinstance(encoder, dict) and isinstance(encoder.get("name"), str)
-    if not named or not isinstance(encoder.get("args"), dict):
+    if not (
+        isinstance(encoder, dict) and isinstance(encoder.get("name"), str) and isinstance(encoder.get("args"), dict)
+    ):
         raise InputError(path, "names no encoder with arguments", expected)
-    few = isinstance(detectors, list) and 0 < len(detectors) <= len(BRANCH)
-    if not few or not all(detectors.count(name) == 1 and name in list(BRANCH) for name in detectors):
+    if (
+        not isinstance(detectors, list)
+        or not 0 < len(detectors) <= len(BRANCH)
+        or not all(detectors.count(name) == 1 and name in list(BRANCH) for name in detectors)
+    ):
         raise InputError(path, f"detectors {str(detectors)[:80]}", f"a list of some of {' '.join(BRANCH)}")
     numbers = all(type(node.get(key)) in (int, float) for key in ("f_low", "f_high"))
     if not numbers or type(node.get("shared")) is not bool:

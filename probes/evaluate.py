@@ -26,9 +26,9 @@ class Evaluation:
     """A fitted probe, its scores on the test rows, and the figures."""
 
     probe: LinearProbe
-    score: NDArray[np.float64]
+    score: NDArray[np.floating]
     """(N,) unbounded logit of each test row."""
-    probability: NDArray[np.float64]
+    probability: NDArray[np.floating]
     """(N,) calibrated on the labelled rows alone."""
     figures: dict[str, Any]
 

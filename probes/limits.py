@@ -108,9 +108,11 @@ class MatchedFilterBank:
         for i in range(0, len(self.template), _TEMPLATES_AT_ONCE):
             chunk = slice(i, i + _TEMPLATES_AT_ONCE)
             squared = self._squared_snr(spectrum, chunk)  # (B, N', D, times)
-            largest = sum(_within(squared[:, :, d], reach) for d, reach in enumerate(self.reach))
+            each = enumerate(self.reach)
+            largest = torch.stack([_within(squared[:, :, d], reach) for d, reach in each]).sum(0)
             best = torch.maximum(best, largest.amax(dim=(1, 2)))
-            ratio = sum(_log_mean_exp(0.5 * squared[:, :, d], reach) for d, reach in enumerate(self.reach))
+            each = enumerate(self.reach)
+            ratio = torch.stack([_log_mean_exp(0.5 * squared[:, :, d], reach) for d, reach in each]).sum(0)
             total = torch.logaddexp(total, torch.logsumexp(ratio.double(), dim=(1, 2)))
         return {"maximum": best.double(), "marginalised": total - np.log(ratio.shape[2] * len(self.template))}
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from gwtwins.strain.command import write_text
 
@@ -18,8 +18,8 @@ def write_scores(
     path: Path,
     ids: Sequence[str],
     probability: NDArray,
-    label: ArrayLike | None = None,
-    score: ArrayLike | None = None,
+    label: NDArray | None = None,
+    score: NDArray | None = None,
 ) -> None:
     """Write ``id,target`` (target: probability, a submission), or with labels ``id,target,score`` (target: label).
 

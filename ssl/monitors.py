@@ -57,7 +57,8 @@ class Progress(pl.Callback):
         self.bar = progress_bar(trainer.max_steps, "pretraining", "step", shown, trainer.global_step)
         self.began, self.first = time.perf_counter(), trainer.global_step
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Pretraining, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, Pretraining)
         done = trainer.global_step - self.first
         if done % 10 == 0 or trainer.global_step == trainer.max_steps:
             rate = done * self.batch / (time.perf_counter() - self.began)
@@ -104,12 +105,13 @@ class Monitor(pl.Callback):
         self.board = SummaryWriter(str(self.out / "tb"), purge_step=trainer.global_step or None)
         self.mark = (time.perf_counter(), trainer.global_step, self.feed.waited)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Pretraining, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if not trainer.is_global_zero or (step % self.every and step != trainer.max_steps):
             return
+        assert isinstance(pl_module, Pretraining)
         terms = correlation_terms(pl_module.last["first"], pl_module.last["second"])
-        self.matrix = matrix = terms.pop("matrix")
+        self.matrix = terms.pop("matrix")
         now, then = (time.perf_counter(), step, self.feed.waited), self.mark
         seconds = max(now[0] - then[0], 1e-9)
         line: dict[str, Any] = {
@@ -127,7 +129,7 @@ class Monitor(pl.Callback):
             if name != "step":
                 self.board.add_scalar(name, value, step)
         if step % (10 * self.every) == 0 or step == trainer.max_steps:
-            self.board.add_image("cross_correlation", (matrix.clamp(-1, 1) * 0.5 + 0.5)[None], step)
+            self.board.add_image("cross_correlation", (self.matrix.clamp(-1, 1) * 0.5 + 0.5)[None], step)
             self.board.flush()
         self.lines.write(json.dumps({k: _rounded(v) for k, v in line.items()}) + "\n")
         self.lines.flush()

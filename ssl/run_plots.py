@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gwtwins.encoders.paired import PairedEncoder
+from gwtwins.encoders.stem import LogPowerStem
 
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#5b6b7a"  # Okabe & Ito's colour-blind-safe palette
 
@@ -29,8 +30,9 @@ def plot_run(out: Path, encoder: PairedEncoder, correlation: Tensor | None) -> N
         _write(_training(lines), folder / "training.png")
     if correlation is not None:
         _write(_correlation(correlation), folder / "cross_correlation.png")
-    if hasattr(encoder.hl, "stem"):
-        _write(_stem(encoder.hl.stem.weight.detach().cpu(), encoder.rate), folder / "stem.png")
+    stem = getattr(encoder.hl, "stem", None)
+    if isinstance(stem, LogPowerStem):
+        _write(_stem(stem.weight.detach().cpu(), encoder.rate), folder / "stem.png")
 
 
 def _write(figure: Figure, path: Path) -> None:

@@ -27,8 +27,8 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise InputError(self.prog, _one_line(message), "see --help")
 
-    def format_help(self) -> str:
-        return re.sub(r"--[a-z0-9]+(?:_[a-z0-9_]+)+", lambda m: m[0].replace("_", "-"), super().format_help())
+    def format_help(self, *args: Any) -> str:
+        return re.sub(r"--[a-z0-9]+(?:_[a-z0-9_]+)+", lambda m: m[0].replace("_", "-"), super().format_help(*args))
 
 
 def _one_line(message: str) -> str:

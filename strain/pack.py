@@ -90,7 +90,7 @@ def pack(
             for first, last in _pending_runs(state, block)
         ]
         done = np.count_nonzero(state != PENDING)
-        with progress_bar(len(state), "packing", "window", progress, done) as bar:
+        with progress_bar(len(state), "packing", "window", progress, int(done)) as bar:
             with closing(run_blocks(jobs, workers)) as results:
                 for job, bad in results:
                     _report(folder, bad, skip_bad)

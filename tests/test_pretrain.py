@@ -256,8 +256,8 @@ def test_an_easy_problem_is_learned_in_a_few_steps(objective: str) -> None:
     untrained = agreement(model, maker)
     losses = train(model, maker, 30, 64)
     first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
-    assert last < 0.7 * first
-    assert agreement(model, maker) > max(0.5, untrained)
+    assert last < 0.75 * first
+    assert agreement(model, maker) > max(0.85, untrained)
 
 
 def test_noise_alone_teaches_nothing() -> None:
