@@ -118,7 +118,7 @@ def judge(
     counts = [n for n in config.label_counts if 10 <= n <= n_labelled]
     figures["by_labels"] = label_curve(train, test, counts, config.label_draws, config.seed, config.features)
     found = limits(source, config.templates) if hasattr(source, "bank") and not source.background else {}
-    figures["limit"] = {name: {k: v for k, v in limit.items() if k != "score"} for name, limit in found.items()}
+    figures["limit"] = {name: {k: v for k, v in limit.items() if k not in ("score", "snr")} for name, limit in found.items()}
     if not found:
         figures["limit"] = None
     figures["frac"] = config.frac
@@ -127,6 +127,7 @@ def judge(
     figures["versions"] = versions()
     figures["seconds"]["total"] = round(time.perf_counter() - began, 1)
     result.probe.save(out / "probe.safetensors", plain(figures))
+    figures["linear_probe"] = {**result.probe.about, "features": config.features}
     write_scores(out / "predictions.csv", test.ids, result.probability, test.label, result.score)
     chosen = choose_examples(result.score, test.label, test.snr)
     examples = gather_examples(source, "test", chosen, result.score)

@@ -79,7 +79,9 @@ def resumed(folder: str, argv: list[str]) -> list[str]:
         if word.startswith("--") and name not in allowed:
             raise InputError("--resume", f"{word} would make it another run", "budget and device options only")
     read_config(config, [f.name for concern in concerns() for f in dataclasses.fields(concern)])
-    return ["--config", str(config), *argv]
+    given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    anew = ["--steps=0"] if "minutes" in given and "steps" not in given else []  # else the saved steps would win
+    return ["--config", str(config), *argv, *anew]
 
 
 def concerns() -> list[type]:
@@ -115,6 +117,9 @@ def train(argv: list[str] | None = None) -> int:
     optimiser.check()
     if run.steps < 0 or (run.steps == 0 and run.minutes <= 0):
         raise InputError("budget", f"--steps {run.steps} --minutes {run.minutes:g}", "more than nothing")
+    if run.checkpoint_every < 1 or run.monitor_every < 1 or run.watch < 0:
+        given = f"--checkpoint-every {run.checkpoint_every} --monitor-every {run.monitor_every} --watch {run.watch}"
+        raise InputError("monitors", given, "at least 1, 1 and 0")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if run.device == "auto" else run.device
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise InputError(f"--device {run.device}", "is not to be had here", "cpu, cuda or auto")
@@ -130,8 +135,8 @@ def train(argv: list[str] | None = None) -> int:
     maker = make_views(run.views, source, augment, run.augment)
 
     if folder:
-        out = Path(folder)
-        if (out / "encoder.safetensors").exists() and not _longer(out, run.steps):
+        out = Path(folder).resolve() if Path(folder).is_symlink() else Path(folder)  # runs/latest moves on
+        if _finished(out, run):
             print(f"{out} is finished; its encoder is {out / 'encoder.safetensors'}")
             return 0
     else:
@@ -155,6 +160,8 @@ def train(argv: list[str] | None = None) -> int:
     watch_every = max(run.monitor_every, run.steps // 8 // run.monitor_every * run.monitor_every)
     monitor = monitors.Monitor(out, feed, optimiser.batch, run.monitor_every, watch, watch_every)
     last = out / "checkpoints" / "last.ckpt"
+    if last.exists() and (made := monitors.steps_of_checkpoint(last)) > run.steps:
+        raise InputError(f"--steps {run.steps}", f"{last} has {made} behind it", f"{made} or more")
     began = time.perf_counter()
     with monitors.quiet_lightning():
         trainer = pl.Trainer(
@@ -171,7 +178,10 @@ def train(argv: list[str] | None = None) -> int:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        trainer.fit(module, feed, ckpt_path=str(last) if folder and last.exists() else None, weights_only=True)
+        try:
+            trainer.fit(module, feed, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        except SystemExit as ended:  # what Lightning makes of a KeyboardInterrupt
+            raise KeyboardInterrupt from ended
     if graceful.exit_status:
         print(f"stopped at step {trainer.global_step} of {run.steps}; go on with --resume {out}", file=sys.stderr)
         return graceful.exit_status
@@ -193,9 +203,12 @@ def train(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _longer(out: Path, steps: int) -> bool:
-    """Whether a finished run is asked to go on to more steps than it made."""
-    return steps > json.loads((out / "encoder.json").read_text()).get("steps", 0)
+def _finished(out: Path, run: RunConfig) -> bool:
+    """Whether a run's encoder is there (its JSON is written last), and no larger budget is asked for."""
+    if not (out / "encoder.json").exists():
+        return False
+    made = json.loads((out / "encoder.json").read_text()).get("steps", 0)
+    return 0 < run.steps <= made
 
 
 def _last_line(path: Path) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def limits(source: SimulatedSource, templates: int, progress: bool = True) -> di
     """The known-signal limit and a matched-filter bank's scores on the same test rows.
 
     Returns:
-        ``known_signal`` with figures, and unless ``templates`` is 0 ``bank`` (the marginalised statistic) and
+        ``known_signal`` with figures and ``snr`` (N,), 0 for noise, and unless ``templates`` is 0 ``bank`` (the marginalised statistic) and
         ``bank_maximum`` with figures and ``score`` (N,).
     """
     bank = MatchedFilterBank(source, templates, progress) if templates else None
@@ -116,7 +116,8 @@ def limits(source: SimulatedSource, templates: int, progress: bool = True) -> di
                     scores[name].append(value.cpu().numpy())
             bar.update(len(batch))
     y, rho = np.concatenate(label), np.concatenate(snr)
-    known = known_signal(np.concatenate(inside)[y == 1])
+    seen = np.concatenate(inside)
+    known: dict[str, Any] = {**known_signal(seen[y == 1]), "snr": seen}
     found: dict[str, dict[str, Any]] = {"known_signal": known}
     for name, statistic in (("bank", "marginalised"), ("bank_maximum", "maximum")):
         if bank:

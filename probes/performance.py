@@ -19,10 +19,12 @@ Array = NDArray[np.floating]
 
 TITLES = {
     "bank": "matched-filter bank",
-    "bank_maximum": "same bank, maximum",
+    "bank_maximum": "the same bank, maximum",
     "known_signal": "signal known exactly",
 }
 """How limits are called in words; in the order in which they are shown."""
+TABLE_ONLY = ("bank_maximum",)
+"""Limits too close to another one for a line of their own."""
 FAPS = (0.1, 0.01, 0.001)
 SNR_EDGES = (4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0)
 
@@ -32,6 +34,8 @@ class Performance:
     """One statistic's figures: the probe's, or those of a limit it is compared with."""
 
     title: str
+    drawn: bool = True
+    """Whether it has a line in the pictures."""
     auc: dict[str, Any] | None = None
     """``{"value", "ci95"}``."""
     efficiency: dict[float, dict[str, Any]] = field(default_factory=dict)
@@ -58,7 +62,7 @@ def limit_performances(results: ProbeResults) -> list[Performance]:
     order = list(TITLES)
     shown = []
     for name in sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n)):
-        limit = Performance(TITLES.get(name, name.replace("_", " ")))
+        limit = Performance(TITLES.get(name, name.replace("_", " ")), drawn=name not in TABLE_ONLY)
         _fill(limit, results, {**(given.get(name) or {}), **(results.limits.get(name) or {})})
         shown.append(limit)
     return shown

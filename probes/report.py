@@ -53,10 +53,11 @@ def write_report(folder: Path, results: ProbeResults) -> Path:
     folder = Path(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     probe, limits = probe_performance(results), limit_performances(results)
-    pictures, notes = _pictures(results, probe, limits)
+    drawn = [limit for limit in limits if limit.drawn]
+    pictures, notes = _pictures(results, probe, drawn)
     examples = [_example_picture(i, e, results) for i, e in enumerate(results.examples, start=1)]
     columns, rows, unstated = wording.figure_table(results, probe, limits)
-    snr_columns, snr_rows = wording.snr_table(probe, limits)
+    snr_columns, snr_rows = wording.snr_table(probe, drawn)
     label_columns, label_rows = wording.label_table(results)
     fap = shown_fap(results)
     frame = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_harmless)
@@ -108,18 +109,12 @@ def _pictures(
     else:
         reason = "the labels are not known" if label is None else "all windows are of one class"
         notes.append(f"ROC, efficiency and calibration are left out: {reason}.")
-    pictures.append(_score_picture(results, label))
+    pictures += [*_label_pictures(results, probe, limits), _score_picture(results, label)]
+    maps = _map_pictures(results, label)
     if results.judged and label is not None:
-        bins = metrics.calibration(label, results.p)
-        caption = (
-            "Points on the dashed line mean that of the windows given a probability, that share are signals, as "
-            f"long as {wording.percent(results.n_signal / len(results.ids))} of all windows are."
-        )
-        alt = f"Calibration in ten bins; the mean distance from the diagonal is {bins['ece']:.3f}."
-        draw = partial(plots.calibration, bins=bins["bins"])
-        pictures.append(Picture("calibration", "Calibration", caption, alt, draw))
-    pictures += _label_pictures(results, probe, limits)
-    return pictures + _map_pictures(results, label), notes
+        # The maps stand side by side where pictures stand in twos.
+        maps.insert(0 if len(pictures) % 2 else len(maps), _calibration_picture(label, results))
+    return pictures + maps, notes
 
 
 def _roc_picture(
@@ -171,6 +166,16 @@ def _score_picture(results: ProbeResults, label: Array | None) -> Picture:
     return Picture("scores", "The statistic", caption, alt, draw)
 
 
+def _calibration_picture(label: Array, results: ProbeResults) -> Picture:
+    bins = metrics.calibration(label, results.p)
+    caption = (
+        "Points on the dashed line mean that of the windows given a probability, that share are signals, as long as "
+        f"{wording.percent(results.n_signal / len(results.ids))} of all windows are."
+    )
+    alt = f"Calibration in ten bins; the mean distance from the diagonal is {bins['ece']:.3f}."
+    return Picture("calibration", "Calibration", caption, alt, partial(plots.calibration, bins=bins["bins"]))
+
+
 def _label_pictures(results: ProbeResults, probe: Performance, limits: list[Performance]) -> list[Picture]:
     """The figure that is quoted, efficiency if all draws have it, against the number of labels."""
     curve, n = wording.by_labels(results), results.figures.get("n_labels")
@@ -183,10 +188,12 @@ def _label_pictures(results: ProbeResults, probe: Performance, limits: list[Perf
         reached = [(limit.title, limit.auc["value"] if limit.auc else None) for limit in limits]
     else:
         return []
+    caption = "Means and standard deviations over random draws of the labels"
     if isinstance(n, int) and n > curve[-1]["n_labels"]:
         curve = [*curve, {"n_labels": n, key: whole}]
+        caption += ", the last point this page's one probe"
+    caption += ": the flatter, the fewer labels are needed."
     lines = [(title, value) for title, value in reached if value is not None]
-    caption = "Means and standard deviations over random draws of the labels: the flatter, the fewer labels are needed."
     values = [f"{entry[key]:.3f} with {entry['n_labels']:,} labels" for entry in curve]
     alt = f"{name}: {', '.join(values)}."
     draw = partial(plots.label_curve, curve=curve, key=key, name=name, limits=lines)

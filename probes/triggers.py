@@ -20,14 +20,13 @@ from gwtwins.strain.recording import Conditioned
 
 Array = NDArray[np.float64]
 
-MERGER_IN_WINDOW = (1.2, 1.9)
-"""Seconds from a window's start to the mergers it was trained to find: the standard population's."""
-
-
-_REFINED = 0.3  # s around the statistic's time within which the strain decides
+_UNSEEN = 0.05  # s: a merger nearer to its window's end does not light it up yet
+_FRESH = 0.5  # s over which windows that have just taken a merger in are averaged
+_AHEAD = 0.4  # s over which those that end before it are
 _WINDOW_TIME_ERROR = 0.15  # s, of the statistic's time
+_REFINED = 0.4  # s around it within which the strain decides
 _MARGIN = 0.3  # s more of strain on each side: energies fall off at the ends
-_PEAK_TO_MERGER = 0.015  # s from the energy's peak to the merger
+_PEAK_TO_MERGER = 0.015  # s from the energy's peak to the merger, the median over the standard population
 TIME_TOLERANCE = 0.25
 
 
@@ -67,19 +66,28 @@ def peaks(series: Series, threshold: float, apart: float) -> NDArray[np.int64]:
 
 
 def window_time(series: Series, index: int) -> float:
-    """Merger time from the statistic alone: the middle of the windows that a signal lights up.
+    """Merger time from the statistic alone: when the merger comes into the windows.
 
-    Every window with the merger 1.2 to 1.9 s after its start should see it; of all times near the loudest window
-    it is the one for which those windows have the largest mean statistic.
+    Pooling over the window's length keeps a signal alight wherever in the window it lies, so the statistic rises
+    with the first window that reaches beyond the merger and falls slowly to the last one. Of all times near the
+    loudest window it is the one with the largest contrast between the windows that have just taken it in and those
+    that end just before it.
     """
-    early, late = MERGER_IN_WINDOW
-    time = series.start[index] + np.arange(early - 0.5, late + 0.5, 0.01)
-    low = np.searchsorted(series.start, time - late - 1e-6)
-    high = np.searchsorted(series.start, time - early + 1e-6)
-    total = np.concatenate([[0.0], np.cumsum(series.stat - series.stat[index])])
-    mean = (total[high] - total[low]) / np.maximum(high - low, 1)
-    mean[high == low] = -np.inf
-    return float(time[np.isclose(mean, mean.max(), rtol=0, atol=1e-9)].mean())
+    time = series.start[index] + np.arange(0.0, series.window + 0.1, 0.01)
+    newest = time - series.window  # start of a window that ends with the merger
+    inside, n_inside = _mean_between(series, newest + _UNSEEN, newest + _UNSEEN + max(_FRESH, series.stride))
+    before, n_before = _mean_between(series, newest - max(_AHEAD, series.stride), newest)
+    contrast = inside - np.where(n_before > 0, before, np.median(series.stat))
+    contrast[n_inside == 0] = -np.inf
+    return float(time[contrast >= contrast.max() - 1e-9].mean())
+
+
+def _mean_between(series: Series, low: Array, high: Array) -> tuple[Array, NDArray[np.int64]]:
+    """Mean statistic of the windows that start in [low, high] (M,), 0 where there are none, and their number."""
+    first = np.searchsorted(series.start, low - 1e-6)
+    stop = np.searchsorted(series.start, high + 1e-6)
+    total = np.concatenate([[0.0], np.cumsum(series.stat)])
+    return (total[stop] - total[first]) / np.maximum(stop - first, 1), stop - first
 
 
 def merger_time(series: Series, index: int, pieces: Sequence[Conditioned], f_low: float, f_high: float) -> float:
@@ -89,8 +97,9 @@ def merger_time(series: Series, index: int, pieces: Sequence[Conditioned], f_low
     is largest just before the merger. Light takes up to 27 ms between detectors, and a tile at 50 Hz lasts longer.
     """
     rough = window_time(series, index)
+    reach, error = max(_REFINED, series.stride), max(_WINDOW_TIME_ERROR, series.stride / 2)
     names = np.array(series.detectors)[series.present[index]]
-    low, high = rough - _REFINED - _MARGIN, rough + _REFINED + _MARGIN
+    low, high = rough - reach - _MARGIN, rough + reach + _MARGIN
     energy: Array | None = None
     rate = 1.0
     for name in names:
@@ -99,8 +108,8 @@ def merger_time(series: Series, index: int, pieces: Sequence[Conditioned], f_low
         energy = tiles if energy is None else energy + tiles
     assert energy is not None  # every window has a detector
     time = low + np.arange(energy.shape[1]) / rate
-    belief = energy.max(axis=0) - 0.5 * ((time - rough) / _WINDOW_TIME_ERROR) ** 2
-    belief[np.abs(time - rough) > _REFINED] = -np.inf
+    belief = energy.max(axis=0) - 0.5 * ((time - rough) / error) ** 2
+    belief[np.abs(time - rough) > reach] = -np.inf
     return float(time[np.argmax(belief)] + _PEAK_TO_MERGER)
 
 

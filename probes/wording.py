@@ -64,20 +64,21 @@ def summary(results: ProbeResults) -> str:
 def figure_table(
     results: ProbeResults, probe: Performance, limits: Sequence[Performance]
 ) -> tuple[list[str], list[tuple[str, list[tuple[str, str]]]], list[str]]:
-    """Column titles; rows of a title and (value, interval) cells; and notes on what could not be stated."""
-    columns, notes = [p.title.capitalize() for p in (probe, *limits)], []
-    rows = [("Area under the ROC", [_cell(p.auc) for p in (probe, *limits)])]
-    knn = results.figures.get("knn_auc")
+    """Column titles; a row of (value, interval) cells for each statistic; notes on what could not be stated."""
+    knn, shown, notes, faps = results.figures.get("knn_auc"), [probe, *limits], [], []
     if knn is not None:
-        cell = _cell(knn if isinstance(knn, dict) else {"value": knn})
-        rows.append(("Area under the ROC, kNN probe", [cell, *[("", "")] * len(limits)]))
-    for fap in sorted({p for shown in (probe, *limits) for p in shown.efficiency}, reverse=True):
+        shown.insert(1, Performance("nearest neighbours", auc=knn if isinstance(knn, dict) else {"value": knn}))
+    for fap in sorted({p for one in shown for p in one.efficiency}, reverse=True):
         entry = probe.efficiency.get(fap, {})
         if entry.get("value") is None and entry.get("reason"):
             notes.append(f"Efficiency at 1 false alarm in {1 / fap:,.0f} is not stated: {entry['reason']}.")
-            continue
-        cells = [_cell(p.efficiency.get(fap)) for p in (probe, *limits)]
-        rows.append((f"Efficiency at 1 false alarm in {1 / fap:,.0f}", cells))
+        else:
+            faps.append(fap)
+    columns = ["Area under the ROC", *[f"Efficiency at 1 in {1 / fap:,.0f}" for fap in faps]]
+    rows = [
+        (one.title.capitalize(), [_cell(one.auc), *[_cell(one.efficiency.get(fap)) for fap in faps]])
+        for one in shown
+    ]
     return columns, [row for row in rows if any(value for value, _ in row[1])], notes
 
 
@@ -149,14 +150,15 @@ def made(results: ProbeResults) -> list[tuple[str, str]]:
         _phrase("seed {}", run.get("seed")),
         _phrase("{:.0f} s", run.get("seconds")),
     )
+    learnt, tested = _data(run.get("data")), _data(context.get("data"))
     found = [
         ("Command", results.command),
         ("Labels", labels),
         ("Encoder", architecture),
         ("Windows", window),
         ("Pretraining", pretraining),
-        ("Pretraining data", _data(run.get("data"))),
-        ("Tested on", _data(context.get("data"))),
+        ("Pretraining data", learnt),
+        ("Tested on", "other rows of the same" if tested == learnt else tested),
         ("Time", _phrase("{:.0f} s for embedding, fitting and testing", seconds)),
         ("Versions", _listed(figures.get("versions") or run.get("versions"))),
         ("Licence of the weights", run.get("licence")),
@@ -179,8 +181,8 @@ def example_caption(example: Example) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, four near 1."""
-    return f"{value:.4f}" if 0.9995 <= value < 1 else f"{value:.3f}"
+    """Three digits, four where three would round to 1 and four do not."""
+    return f"{value:.4f}" if 0.9995 <= value < 0.99995 else f"{value:.3f}"
 
 
 def percent(value: float) -> str:

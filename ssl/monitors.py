@@ -12,14 +12,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.utils.tensorboard import SummaryWriter
 
 from gwtwins.ssl.objectives import correlation_terms, effective_rank
 from gwtwins.ssl.pretrain import Feed, Pretraining
-from gwtwins.strain.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from gwtwins.strain.command import write_text
+from gwtwins.strain.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InputError
 from gwtwins.strain.progress import progress_bar
 
 # What Lightning says on every fit about its own insides, or about what this project means to do.
@@ -69,6 +72,9 @@ class Progress(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
 
 
 class Monitor(pl.Callback):
@@ -140,6 +146,9 @@ class Monitor(pl.Callback):
             self.lines.close()
             self.board.close()
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
 
 def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
@@ -155,7 +164,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
                     lines.append(text + "\n")
             except (ValueError, KeyError):
                 continue  # a line cut short by the crash
-        path.write_text("".join(lines))
+        write_text(path, "".join(lines))
 
 
 class Checkpoint(pl.Callback):
@@ -181,6 +190,20 @@ class Checkpoint(pl.Callback):
             self.save(trainer)
 
 
+def steps_of_checkpoint(path: Path) -> int:
+    """The optimiser steps that a checkpoint has behind it.
+
+    Raises:
+        InputError: it cannot be read, or holds more than numbers (nothing in it is run).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about pickles that it goes on to refuse
+            return int(TorchCheckpointIO().load_checkpoint(path, weights_only=True)["global_step"])
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError) as error:
+        raise InputError(path, "is not a whole checkpoint", "one that a run wrote; without it the run starts anew") from error
+
+
 class GracefulStop(pl.Callback):
     """Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint; a second one ends it at once."""
 
@@ -189,7 +212,6 @@ class GracefulStop(pl.Callback):
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.exit_status = 0
-        self._before: dict[int, Any] = {}
 
     def _handle(self, number: int, frame: Any) -> None:
         if self.exit_status:
@@ -198,14 +220,11 @@ class GracefulStop(pl.Callback):
         print("\nstopping after this step, to save a checkpoint ...", file=sys.stderr)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Only now: Lightning sets its own handlers when fit begins, and ends with status 1 on Ctrl-C.
-        self._before = {number: signal.signal(number, self._handle) for number in self._EXIT}
+        # Only now: Lightning sets its own when fit begins. It puts back all that there were before when fit ends.
+        for number in self._EXIT:
+            signal.signal(number, self._handle)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if self.exit_status:
             self.checkpoint.save(trainer)
             trainer.should_stop = True
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

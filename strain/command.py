@@ -68,7 +68,16 @@ def parse(
     layers = [parser.get_defaults(), given]
     if config:
         layers.insert(1, parser.parse_object(read_config(config, known), defaults=False))
-    flat = {name: layer[name] for layer in layers for name in known if name in layer}  # later layers override
+    flat: dict[str, Any] = {}
+    for layer in layers:  # later ones override; --name.key adds to a dict
+        for name in known:
+            if name in layer:
+                added = layer is given and any(word.startswith(f"--{name}.") for word in argv)
+                flat[name] = {**flat[name], **layer[name]} if added else layer[name]
+    for concern in concerns:
+        for field in dataclasses.fields(concern):
+            if flat[field.name] is None and "None" not in str(field.type):
+                raise InputError(config or prog, f"{field.name} is null", f"a value of type {field.type}")
     made = [c(**{f.name: flat[f.name] for f in dataclasses.fields(c)}) for c in concerns]
     flat = {key: plain(value) for key, value in flat.items()}
     if positional:
@@ -168,7 +177,7 @@ def claim_folder(out: str, default: Path) -> Path:
             raise InputError(path, "already holds a result", "a new or empty folder for --out")
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(path, "is a file", "a folder for --out") from error
-    except PermissionError as error:
+    except OSError as error:  # no permission, a read-only disk, a name that is too long
         raise InputError(path, "may not be written to", "a folder for --out") from error
     return path
 

@@ -91,7 +91,7 @@ def test_q_transform_is_the_same_at_half_the_rate() -> None:
 
 
 @pytest.mark.parametrize("options", [{"f_high": 1200.0}, {"f_low": 0.0}, {"q": 3.0}])
-def test_q_transform_refuses_what_it_cannot_do(options: dict[str, float]) -> None:
+def test_q_transform_refuses_what_it_cannot_do(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="Q-transform"):
         q_transform(np.zeros(4096), RATE, **options)
 
@@ -108,8 +108,13 @@ def made_up(n: int = 3000, **changes: Any) -> ProbeResults:
         "auc_ci95": area["ci95"],
         "efficiency": {f"{p:g}": metrics.efficiency(label, score, p) for p in (0.1, 0.01, 0.001)} if n > 1 else {},
         "efficiency_vs_snr": metrics.efficiency_vs_snr(label, score, snr, 0.01) if n >= 2000 else None,
+        "by_labels": [
+            {"n_labels": 600, "draws": 20, "auc": 0.911, "auc_sd": 0.001, "efficiency": 0.69, "efficiency_sd": 0.004},
+            {"n_labels": 60, "draws": 20, "auc": 0.902, "auc_sd": 0.004, "efficiency": 0.661, "efficiency_sd": 0.013},
+        ],
         "n_labels": 1500,
-        "frac": 0.25,
+        "frac": "0.25",
+        "seconds": {"fit": 2.0, "total": 84.0},
         "knn_auc": 0.881,
         "versions": {"torch": "2.15.0"},
     }
@@ -170,6 +175,7 @@ class Page(HTMLParser):
 def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[ProbeResults, Page, Path]:
     results = made_up(examples=windows(), title=f"run {HOSTILE}")
     results.ids = [HOSTILE] * len(results.ids)
+    results.limits["bank_maximum"] = {"score": results.limits["bank"]["score"] - 0.1}
     results.run = {**results.run, "data": HOSTILE, "psds": {HOSTILE: HOSTILE}}
     path = write_report(tmp_path_factory.mktemp("report"), results)
     return results, Page(path), path.parent
@@ -215,15 +221,33 @@ def test_strings_from_outside_are_shown_and_do_nothing(full: tuple[ProbeResults,
 def test_every_picture_has_words_and_a_file_and_every_table_has_headers(full: tuple[ProbeResults, Page, Path]) -> None:
     _, page, folder = full
     names = [figure["id"] for figure in page.all("figure")]
-    first = ["roc", "efficiency_vs_snr", "scores", "calibration", "embedding_label", "embedding_snr"]
+    first = ["roc", "efficiency_vs_snr", "labels", "scores", "embedding_label", "embedding_snr", "calibration"]
     assert names == [*first, "example_1_best_detected"]
     assert sorted(p.name for p in (folder / "plots").iterdir()) == sorted(f"{name}.png" for name in names)
     assert sorted(p.name for p in folder.iterdir()) == ["plots", "report.html"]  # nothing half-written left
     assert len(page.all("img")) == len(page.all("figcaption")) == len(names)
     assert all(len(image["alt"] or "") > 20 for image in page.all("img"))
     assert all(header["scope"] in ("row", "col") for header in page.all("th"))
-    assert len(page.all("caption")) == len(page.all("table")) == 2
+    assert len(page.all("caption")) == len(page.all("table")) == 3
     assert page.all("html")[0]["lang"] == "en"
+
+
+def test_few_labels_have_their_curve_and_their_table(full: tuple[ProbeResults, Page, Path]) -> None:
+    results, page, _ = full
+    alt = next(image["alt"] for image in page.all("img") if "1,500 labels" in str(image["alt"]))
+    whole = results.figures["efficiency"]["0.01"]["value"]
+    assert f"0.661 with 60 labels, 0.690 with 600 labels, {whole:.3f} with 1,500 labels" in str(alt)
+    assert "0.902" in page.text and "\u00b1 0.013" in page.text
+    figure = plots.label_curve(plots.LIGHT, results.figures["by_labels"][::-1], "auc", "AUC", [("bank", 0.95)])
+    (axes,) = figure.axes
+    assert axes.get_ylim()[0] == 0.5  # of an AUC, nothing is below chance
+    assert axes.get_legend_handles_labels()[1] == ["bank", "frozen probe"]
+
+
+def test_a_limit_close_to_another_is_in_the_table_alone(full: tuple[ProbeResults, Page, Path]) -> None:
+    results, page, _ = full
+    assert "The same bank, maximum" in page.text
+    assert [limit.drawn for limit in limit_performances(results)] == [True, False, True]
 
 
 def test_without_labels_there_are_scores_and_no_judgement(tmp_path: Path) -> None:
@@ -237,7 +261,7 @@ def test_without_labels_there_are_scores_and_no_judgement(tmp_path: Path) -> Non
 
 def test_recorded_data_leaves_out_what_needs_the_truth(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path, made_up(400, snr=None, limits={}, embeddings=None)))
-    assert [figure["id"] for figure in page.all("figure")] == ["roc", "scores", "calibration"]
+    assert [figure["id"] for figure in page.all("figure")] == ["roc", "labels", "scores", "calibration"]
     assert "at one false alarm in ten." in page.text  # 200 noise rows cannot measure one in a hundred
     assert "the signals' SNRs are not known" in page.text and "No limits stand beside" in page.text
 
@@ -257,9 +281,10 @@ def test_the_roc_reaches_no_further_than_one_noise_row() -> None:
     for line in axes.lines:
         x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
         assert x.min() == pytest.approx(1 / 1200) and np.all(np.diff(x) >= 0) and np.all(np.diff(y) >= 0)
-    at_one_alarm = metrics.efficiency(results.label, results.score, 0.1)["value"]
+    found = metrics.efficiency(np.asarray(results.label), results.score, 0.1)["value"]
     probe = next(line for line in axes.lines if line.get_label() == "frozen probe")
-    assert np.interp(0.1, probe.get_xdata(), probe.get_ydata()) == pytest.approx(at_one_alarm, abs=0.01)
+    curve = np.asarray(probe.get_xdata(), dtype=float), np.asarray(probe.get_ydata(), dtype=float)
+    assert np.interp(0.1, *curve) == pytest.approx(found, abs=0.01)
 
 
 def test_a_known_signals_limit_is_that_of_its_law() -> None:
