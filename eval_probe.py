@@ -66,6 +66,9 @@ def probe(argv: list[str] | None = None) -> int:
     began = time.perf_counter()
     if config.features not in KINDS:
         raise InputError(f"--features {config.features}", "is not known", " or ".join(KINDS))
+    for name, least in (("seed", 0), ("label_draws", 1), ("templates", 0)):
+        if getattr(config, name) < least:
+            raise InputError(f"--{name.replace('_', '-')}", f"{getattr(config, name)}", f"{least} or more")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise InputError(f"--device {config.device}", "is not to be had here", "cpu, cuda or auto")

@@ -4,8 +4,8 @@
     python scan_strain.py strain/ --weights runs/real --probe runs/real/probe --stride 0.05
 
 Files of different detectors at the same time are looked at together; a detector that is missing, vetoed or gated at a
-moment adds nothing there. The result's folder holds triggers.csv (loudest first), events.hdf5 (the layout that the
-evaluation of the MLGWSC-1 challenge reads), scan.json (what was analysed and what was not) and plots.
+moment counts there as one that heard noise. The result's folder holds triggers.csv (loudest first), events.hdf5 (the
+layout that the evaluation of the MLGWSC-1 challenge reads), scan.json (what was analysed and what was not) and plots.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ScanConfig:
     stride: float = 0.1
     """Seconds between windows."""
     threshold: float | None = None
-    """Lowest statistic of a trigger; the statistic's 90% quantile over the scan if not given."""
+    """Lowest statistic of a trigger; two robust standard deviations above the scan's median if not given."""
     apart: float = 2.0
     """Seconds between triggers, at least: windows closer than their own length share strain."""
     min_detectors: int = 0
@@ -69,9 +69,6 @@ class ScanConfig:
                 raise InputError(f"--{name.replace('_', '-')}", f"{getattr(self, name)}", f"at least {low}")
 
 
-QUANTILE = 0.9  # of the statistic, above which peaks are triggers: three or four in half a minute
-
-
 @dataclasses.dataclass
 class Strain:
     """What was read: whitened pieces of all detectors, and which seconds they cover."""
@@ -91,14 +88,13 @@ def scan(argv: list[str] | None = None) -> int:
     if not flat["files"]:
         raise InputError("scan_strain.py", "no files given", "GWOSC HDF5 files, or folders of them")
     began = time.perf_counter()
-    import numpy as np
     import torch
 
     from gwtwins.encoders.weights import describe_weights, find_encoder, find_weights, load_encoder, result_folder
     from gwtwins.probes.features import fingerprint
     from gwtwins.probes.linear import LinearProbe
     from gwtwins.probes.scan import scan as slide
-    from gwtwins.probes.triggers import find_triggers, write_events, write_triggers
+    from gwtwins.probes.triggers import find_triggers, usual_threshold, write_events, write_triggers
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
@@ -118,7 +114,7 @@ def scan(argv: list[str] | None = None) -> int:
         raise InputError("--min-detectors", f"{at_least}", expected)
     out = claim_folder(config.out, result_folder(weights, "scan"))
     series = slide(encoder, probe, strain.pieces, config.stride, at_least, config.batch, device)
-    threshold = float(np.quantile(series.stat, QUANTILE)) if config.threshold is None else config.threshold
+    threshold = usual_threshold(series) if config.threshold is None else config.threshold
     band = encoder.f_low, encoder.f_high
     triggers = find_triggers(series, strain.pieces, threshold, config.apart, *band)
 
@@ -130,6 +126,7 @@ def scan(argv: list[str] | None = None) -> int:
         "config": {**flat, "weights": weights, "probe": fitted, "min_detectors": at_least, "threshold": threshold},
         "encoder": describe_weights(weights),
         "probe": {"features": probe.features.kind, "encoder": probe.encoder, **probe.about},
+        "statistic_of_noise": series.base,
         "windows": {"count": len(series), "by_network": series.windows_by_network()},
         "triggers": len(triggers),
         "far_per_year": None,
@@ -187,14 +184,12 @@ def draw(
     """The statistic along each stretch of time that the files cover, and the strain around the loudest triggers."""
     from gwtwins.probes import scan_plots
     from gwtwins.probes.plots import png
-    from gwtwins.probes.triggers import MERGER_IN_WINDOW
 
     folder = out / "plots"
     folder.mkdir(exist_ok=True)
-    delay = sum(MERGER_IN_WINDOW) / 2
     for span in strain.spans:
         here = {n: s for n, s in strain.analysed.items() if any(x.start < span.end and x.end > span.start for x in s)}
-        figure = scan_plots.statistic(series, delay, triggers, threshold, here, span)
+        figure = scan_plots.statistic(series, triggers, threshold, here, span)
         write_bytes(folder / f"statistic-{span.start:.0f}.png", png(figure))
     for number, trigger in enumerate(triggers[:loudest], 1):
         figure = scan_plots.trigger(trigger, number, strain.pieces, list(strain.analysed), *band)

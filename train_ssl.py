@@ -120,6 +120,8 @@ def train(argv: list[str] | None = None) -> int:
     if run.checkpoint_every < 1 or run.monitor_every < 1 or run.watch < 0:
         given = f"--checkpoint-every {run.checkpoint_every} --monitor-every {run.monitor_every} --watch {run.watch}"
         raise InputError("monitors", given, "at least 1, 1 and 0")
+    if not 0 <= run.seed < 2**32:
+        raise InputError("--seed", f"{run.seed}", "0 to 4294967295")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if run.device == "auto" else run.device
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise InputError(f"--device {run.device}", "is not to be had here", "cpu, cuda or auto")
@@ -133,6 +135,8 @@ def train(argv: list[str] | None = None) -> int:
     )
     objective = Objective(objective_config, encoder.embedding_dim)
     maker = make_views(run.views, source, augment, run.augment)
+    # The first batch once ahead: what is wrong with the data or the population shows before a folder is claimed.
+    maker(run.seed, 0, range(optimiser.batch), 0.0, optimiser.batch)
 
     if folder:
         out = Path(folder).resolve() if Path(folder).is_symlink() else Path(folder)  # runs/latest moves on
@@ -148,6 +152,9 @@ def train(argv: list[str] | None = None) -> int:
         run.steps = max(10, round(60 * run.minutes / seconds))
         print(f"{seconds * 1e3:.0f} ms a step: {run.minutes:g} minutes are {run.steps} steps of {optimiser.batch} rows")
         module.steps = feed.steps = run.steps
+    last = out / "checkpoints" / "last.ckpt"
+    if last.exists() and (made := monitors.steps_of_checkpoint(last)) > run.steps:
+        raise InputError(f"--steps {run.steps}", f"{last} has {made} behind it", f"{made} or more")
     flat["steps"], flat["out"], flat["resume"] = run.steps, str(out), ""
     write_text(out / "config.yaml", yaml.safe_dump(plain(flat), sort_keys=False))
     if out.parent == Path("runs"):
@@ -159,9 +166,6 @@ def train(argv: list[str] | None = None) -> int:
     watch = _watcher(source, run.watch, device) if run.watch else None
     watch_every = max(run.monitor_every, run.steps // 8 // run.monitor_every * run.monitor_every)
     monitor = monitors.Monitor(out, feed, optimiser.batch, run.monitor_every, watch, watch_every)
-    last = out / "checkpoints" / "last.ckpt"
-    if last.exists() and (made := monitors.steps_of_checkpoint(last)) > run.steps:
-        raise InputError(f"--steps {run.steps}", f"{last} has {made} behind it", f"{made} or more")
     began = time.perf_counter()
     with monitors.quiet_lightning():
         trainer = pl.Trainer(
@@ -181,6 +185,8 @@ def train(argv: list[str] | None = None) -> int:
         try:
             trainer.fit(module, feed, ckpt_path=str(last) if last.exists() else None, weights_only=True)
         except SystemExit as ended:  # what Lightning makes of a KeyboardInterrupt
+            if graceful.exit_status:
+                return graceful.exit_status
             raise KeyboardInterrupt from ended
     if graceful.exit_status:
         print(f"stopped at step {trainer.global_step} of {run.steps}; go on with --resume {out}", file=sys.stderr)

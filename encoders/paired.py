@@ -47,6 +47,8 @@ class PairedEncoder(nn.Module):
         self.rate: float = self.hl.rate  # type: ignore[assignment]
         self.window: float = self.hl.window  # type: ignore[assignment]
         self.embedding_dim: int = self.hl.embedding_dim  # type: ignore[assignment]
+        if not 0 < f_low < f_high:
+            raise InputError(f"encoder {name}", f"band {f_low:g}-{f_high:g} Hz", "0 < f_low < f_high")
         if f_high > self.rate / 2:
             raise InputError(f"encoder {name}", f"works at {self.rate:g} Hz", f"at least twice f_high = {f_high:g} Hz")
         self._conditioners: dict[tuple[int, str], Conditioner] = {}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gwtwins.probes.plots import DPI, ENERGY_TOP, LIGHT, Theme
 from gwtwins.probes.qtransform import q_transform
 from gwtwins.probes.scan import Series, strain_between
-from gwtwins.probes.triggers import Trigger
+from gwtwins.probes.triggers import LOUDEST_TO_MERGER, Trigger
 from gwtwins.strain.coverage import Span
 from gwtwins.strain.recording import Conditioned
 
@@ -26,18 +26,18 @@ _NUMBERED = 5  # triggers that get a number in the picture of the statistic
 
 def statistic(
     series: Series,
-    delay: float,
     triggers: Sequence[Trigger],
     threshold: float,
     analysed: dict[str, list[Span]],
     span: Span,
     theme: Theme = LIGHT,
 ) -> Figure:
-    """The statistic over the time of the merger that each window stands for, and what was analysed.
+    """The statistic along time, and what was analysed.
+
+    A window stands where the merger would be if it were a signal's loudest window.
 
     Args:
         series: all windows of the scan; those within ``span`` are drawn.
-        delay: seconds from a window's start to the merger it stands for.
         triggers: all of the scan, the loudest first; a trigger's number is its place among them.
         threshold: of the triggers.
         analysed: for each detector the stretches that were.
@@ -48,18 +48,18 @@ def statistic(
     main, bars = figure.subplots(2, 1, sharex=True, height_ratios=[3.0, 0.22 * d])
     _style(main, theme)
     _style(bars, theme)
-    time = series.start + delay
-    inside = (time >= span.start) & (time < span.end)
-    time, stat = time[inside] - span.start, series.stat[inside]
-    for low, high in _unlit(time, series.stride, span.end - span.start):
+    delay = series.window - LOUDEST_TO_MERGER
+    inside = (series.start >= span.start) & (series.start < span.end)
+    time, stat = series.start[inside] + delay - span.start, series.stat[inside]
+    for low, high in _unseen(time - delay, series.window, span.end - span.start):
         main.axvspan(low, high, color=theme.faint, alpha=0.55, lw=0)
     # A line must not bridge what was not analysed.
     breaks = np.flatnonzero(np.diff(time) > 1.5 * series.stride) + 1
     main.plot(np.insert(time, breaks, np.nan), np.insert(stat, breaks, np.nan), color=theme.probe, lw=1.0)
     main.axhline(threshold, color=theme.ink, lw=0.8, ls=(0, (6, 2)))
     for number, trigger in enumerate(triggers, 1):
-        at = trigger.time - span.start
-        if not 0 <= at < span.end - span.start:
+        at = trigger.start + delay - span.start
+        if not span.start <= trigger.start < span.end:
             continue
         main.plot(at, trigger.stat, "v", color=theme.signal, ms=5 if number <= _NUMBERED else 3.5)
         if number <= _NUMBERED:
@@ -142,12 +142,10 @@ def _middle(strain: Array, rate: float) -> Array:
     return strain[round(_MARGIN * rate) : strain.size - round(_MARGIN * rate)]
 
 
-def _unlit(time: Array, stride: float, length: float) -> list[tuple[float, float]]:
-    """The stretches of [0, length] further than a stride from every window."""
-    edges = np.concatenate([[-np.inf], time, [np.inf]])
-    gaps = np.flatnonzero(np.diff(edges) > 1.5 * stride)
-    spans = [(max(edges[i] + stride / 2, 0.0), min(edges[i + 1] - stride / 2, length)) for i in gaps]
-    return [(a, b) for a, b in spans if b > a]
+def _unseen(start: Array, window: float, length: float) -> list[tuple[float, float]]:
+    """The stretches of [0, length] that no window lies on."""
+    begin, end = np.append(start, length), np.insert(start + window, 0, 0.0)
+    return [(float(low), float(high)) for low, high in zip(end, begin) if high > low + 1e-3]
 
 
 def _label_bars(ax: Axes, analysed: dict[str, list[Span]], span: Span, theme: Theme) -> None:

@@ -28,6 +28,8 @@ _REFINED = 0.4  # s around it within which the strain decides
 _MARGIN = 0.3  # s more of strain on each side: energies fall off at the ends
 _PEAK_TO_MERGER = 0.015  # s from the energy's peak to the merger, the median over the standard population
 TIME_TOLERANCE = 0.25
+LOUDEST_TO_MERGER = 0.28
+"""Seconds from the merger to the end of its loudest window, the median over the standard population."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,20 @@ class Trigger:
     p: float
     """Probability of a signal in that window, at the odds of the probe's labelled rows."""
     part: dict[str, float]
-    """What each detector that was present adds to the logit."""
+    """What each detector that was present adds to the logit beyond what noise would."""
     start: float
     """GPS time at which that window starts."""
     var: float
     """Seconds by which `time` may be off."""
+
+
+def usual_threshold(series: Series) -> float:
+    """Two robust standard deviations above the median: where peaks of ordinary noise begin, some in a minute.
+
+    Neither moves for a loud event in a short file, as a high quantile would.
+    """
+    median = float(np.median(series.stat))
+    return median + 2.0 * float(np.median(np.abs(series.stat - median))) / 0.6745
 
 
 def peaks(series: Series, threshold: float, apart: float) -> NDArray[np.int64]:

@@ -201,7 +201,8 @@ def steps_of_checkpoint(path: Path) -> int:
             warnings.simplefilter("ignore")  # torch's, about pickles that it goes on to refuse
             return int(TorchCheckpointIO().load_checkpoint(path, weights_only=True)["global_step"])
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError) as error:
-        raise InputError(path, "is not a whole checkpoint", "one that a run wrote; without it the run starts anew") from error
+        expected = "one that a run wrote; without it, the run begins anew"
+        raise InputError(path, "is not a whole checkpoint", expected) from error
 
 
 class GracefulStop(pl.Callback):

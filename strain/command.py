@@ -105,8 +105,8 @@ def _split(argv: list[str], known: list[str], prog: str, positional: str | None)
             name, equals, value = word[2:].partition("=")
             name = name.replace("-", "_")
             if name.split(".")[0] not in known:
-                near = difflib.get_close_matches(name, known, 1, 0.5)
-                expected = f"--{near[0].replace('_', '-')}" if near else "an option that --help lists"
+                near = _nearest(name, known)
+                expected = f"--{near.replace('_', '-')}" if near else "an option that --help lists"
                 raise InputError(prog, f"unknown option {word.split('=')[0]}", expected)
             options.append(f"--{name}{equals}{value}")
             takes_value = not equals and name != "help"
@@ -118,6 +118,13 @@ def _split(argv: list[str], known: list[str], prog: str, positional: str | None)
         else:
             values.append(word)
     return options, values
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
+    """The known name most like ``name``: one that goes on from it or that it goes on from, else the most alike."""
+    akin = [k for k in known if name and (k.startswith(name) or name.startswith(k))]
+    near = sorted(akin, key=lambda k: abs(len(k) - len(name))) or difflib.get_close_matches(name, known, 1, 0.5)
+    return near[0] if near else None
 
 
 def read_config(path: str | Path, known: list[str]) -> dict[str, Any]:
@@ -139,8 +146,8 @@ def read_config(path: str | Path, known: list[str]) -> dict[str, Any]:
     node = {str(key).replace("-", "_"): value for key, value in node.items()}
     for key in node:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.5)
-            raise InputError(path, f"unknown key {key!r}", f"{near[0]!r}" if near else "a key that --help lists")
+            near = _nearest(key, known)
+            raise InputError(path, f"unknown key {key!r}", f"{near!r}" if near else "a key that --help lists")
     return node
 
 

@@ -63,9 +63,7 @@ class Conditioner(nn.Module):
         check_band(f_low, f_high, rate_in, "source rate")
         check_band(f_low, f_high, rate_out, "output rate")
         for psd in psds:
-            if psd.frequency[0] > f_low or psd.frequency[-1] < f_high - 1.0:
-                reach = f"{psd.frequency[0]:g}-{psd.frequency[-1]:g} Hz"
-                raise InputError(psd.name, f"PSD reaches over {reach}", f"all of {f_low:g}-{f_high:g} Hz")
+            psd.require(f_low, f_high)
         span = window + 2 * margin
         self.n_in, self.n_out = round(span * rate_in), round(span * rate_out)
         self.crop, self.n_window = round(margin * rate_out), round(window * rate_out)

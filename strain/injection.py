@@ -74,7 +74,7 @@ class Injector:
         merger: range of merger times that will be asked for; checked against what the bank's buffer holds.
 
     Raises:
-        InputError: the band or the merger times reach beyond what the bank holds.
+        InputError: the band reaches beyond the bank or a PSD, or the merger times beyond what the bank holds.
     """
 
     def __init__(
@@ -91,6 +91,8 @@ class Injector:
     ) -> None:
         if f_high > min(F_KEEP, rate / 2):
             raise InputError("f_high", f"{f_high:g} Hz", f"at most {min(F_KEEP, rate / 2):g} Hz")
+        for psd in psds:
+            psd.require(f_low, f_high)
         earliest = BEFORE_MERGER + window - BUFFER + _EARTH_CROSSING
         latest = min(BEFORE_MERGER - START_TAPER - _RINGING, BUFFER - AFTER_MERGER) - _EARTH_CROSSING
         if not earliest <= merger.low <= merger.high <= latest:

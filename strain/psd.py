@@ -56,6 +56,12 @@ class PSD:
         """Whether the grid reaches over [f_low, f_high] Hz."""
         return bool(self.frequency[0] <= f_low and self.frequency[-1] >= f_high)
 
+    def require(self, f_low: float, f_high: float) -> None:
+        """Raise InputError unless the grid reaches over [f_low, f_high] Hz, but for 1 Hz at its upper end."""
+        if not self.covers(f_low, f_high - 1.0):
+            reach = f"{self.frequency[0]:g}-{self.frequency[-1]:g} Hz"
+            raise InputError(self.name, f"PSD reaches over {reach}", f"all of {f_low:g}-{f_high:g} Hz")
+
 
 def named_psd(name: str, f_low: float = 10.0, f_high: float = 2048.0, df: float = 0.125) -> PSD:
     """An analytic PSD by its pycbc name (``pycbc.psd.get_psd_model_list``), e.g. "aLIGOaLIGOO3LowT1800545"."""

@@ -90,6 +90,9 @@ class SimulatedSource(Source):
         for name, value in (("signal_fraction", config.signal_fraction), ("curriculum_end", config.curriculum_end)):
             if not 0 <= value <= 1:
                 raise InputError(f"--{name}", f"{value}", "0 to 1")
+        for name, least in (("bank_size", 1), ("n_labelled", 0), ("n_test", 0)):
+            if getattr(config, name) < least:
+                raise InputError(f"--{name}", f"{getattr(config, name)}", f"{least} or more")
         self.signal_fraction = config.signal_fraction or self.population.signal_fraction
         named = config.psds.split(",") if config.psds else [DEFAULT_PSDS[name] for name in self.detectors]
         if len(named) != len(self.detectors):
@@ -215,7 +218,10 @@ class SimulatedSource(Source):
         from gwtwins.strain.real_noise import RealNoise
 
         w = self.shape
-        exclude = [float(t) for t in self.config.noise_exclude.split(",") if t]
+        try:
+            exclude = [float(t) for t in self.config.noise_exclude.split(",") if t]
+        except ValueError as error:
+            raise InputError("--noise_exclude", self.config.noise_exclude, "GPS times joined by commas") from error
         return RealNoise.from_spec(self.config.noise, exclude, w.rate, w.f_low, w.f_high)
 
     def describe(self) -> dict[str, Any]:

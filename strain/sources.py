@@ -99,10 +99,10 @@ def open_source(
     for matches, make in _sources():
         if matches(spec):
             return make(spec, window, device, options or {})
-    first = Path(spec.split(",")[0])
-    if not first.exists():
+    missing = next((part for part in spec.split(",") if not Path(part).exists()), None)
+    if missing is not None:
         raise InputError(
-            f"--data {spec}", "no such file or folder", "simulated, a packed HDF5 file, or a folder of data"
+            f"--data {missing}", "no such file or folder", "simulated, a packed HDF5 file, or a folder of data"
         )
     raise InputError(
         f"--data {spec}",

@@ -25,7 +25,15 @@ SMALL = {"width": 8, "hidden": 8, "embedding": 16}
 
 
 def stem(**changed: Any) -> LogPowerStem:
-    given = {"bands": 24, "q": (5.0,), "kernel": KERNEL, "stride": 32, "f_low": 25.0, "f_high": 480.0, "rate": RATE}
+    given: dict[str, Any] = {
+        "bands": 24,
+        "q": (5.0,),
+        "kernel": KERNEL,
+        "stride": 32,
+        "f_low": 25.0,
+        "f_high": 480.0,
+        "rate": RATE,
+    }
     return LogPowerStem(**(given | changed))
 
 

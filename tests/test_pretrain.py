@@ -6,10 +6,11 @@ import copy
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.ssl.augment import AugmentConfig
@@ -36,12 +37,18 @@ ENCODER = {
 
 
 def module(
-    batch: int = 64, steps: int = 100, objective: str = "barlow", shared: bool = True, **given: object
+    batch: int = 64, steps: int = 100, objective: str = "barlow", shared: bool = True, **given: Any
 ) -> Pretraining:
     torch.manual_seed(5)
     encoder = PairedEncoder("cnn_gru", ENCODER, shared=shared, f_low=20.0, f_high=200.0)
     loss = Objective(ObjectiveConfig(objective=objective, projector=32), encoder.embedding_dim)
-    return Pretraining(encoder, loss, OptimiserConfig(batch=batch, **given), steps)  # type: ignore[arg-type]
+    return Pretraining(encoder, loss, OptimiserConfig(batch=batch, **given), steps)
+
+
+def head(model: Pretraining) -> nn.Linear:
+    found = model.encoder.hl.head
+    assert isinstance(found, nn.Linear)
+    return found
 
 
 def toy_views(kind: str = "detector", **given: float) -> ViewMaker:
@@ -89,7 +96,7 @@ def test_weights_decay_and_biases_and_norms_do_not(optimiser: str, shared: bool)
     names = {id(p): name for name, p in model.named_parameters()}
     assert sorted(map(id, (*decayed["params"], *free["params"]))) == sorted(names)  # each once
     free_names = {names[id(p)] for p in free["params"]}
-    norms = [name for name, part in model.named_modules() if isinstance(part, torch.nn.BatchNorm1d)]
+    norms = [name for name, part in model.named_modules() if isinstance(part, nn.BatchNorm1d)]
     of_norms = {f"{name}.{kind}" for name in norms for kind in ("weight", "bias")} & set(names.values())
     assert len(of_norms) >= 6 and of_norms <= free_names
     assert {name for name in names.values() if "bias" in name} <= free_names
@@ -101,7 +108,7 @@ def test_lars_is_lars_and_not_sgd() -> None:
     moved = []
     for scale in (1.0, 1000.0):
         model = module(optimiser="lars", weight_decay=1e-6, learning_rate=1.0)
-        weight, bias = model.encoder.hl.head.weight, model.encoder.hl.head.bias
+        weight, bias = head(model).weight, head(model).bias
         before = weight.detach().clone(), bias.detach().clone()
         weight.grad, bias.grad = scale * torch.ones_like(weight), scale * torch.ones_like(bias)
         model.configure_optimizers().step()
@@ -129,7 +136,7 @@ def test_lars_without_decay_is_refused() -> None:
         {"clip": -1.0},
     ],
 )
-def test_values_that_no_run_can_have_are_refused(given: dict[str, object]) -> None:
+def test_values_that_no_run_can_have_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         module(**given)
 
@@ -288,7 +295,7 @@ def test_a_poisoned_batch_stops_the_run_and_names_the_step(value: float) -> None
     views = toy_views()(0, 0, range(16), 0.0, 16)
     poisoned: Tensor = views.first.clone()
     poisoned[3, 100] = value
-    before = copy.deepcopy(model.encoder.hl.head.state_dict())
+    before = copy.deepcopy(head(model).state_dict())
     with pytest.raises((FloatingPointError, InputError), match="step 0"):
         model.training_step(Views(poisoned, views.second, views.first_detector, views.second_detector, views.row), 0)
-    assert all(torch.equal(v, before[name]) for name, v in model.encoder.hl.head.state_dict().items())
+    assert all(torch.equal(v, before[name]) for name, v in head(model).state_dict().items())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,9 +120,12 @@ def test_half_of_the_rows_carry_a_signal_of_the_population(small_source: Simulat
 
 
 def test_every_detector_sees_a_signal_but_virgo_less(small_source: SimulatedSource) -> None:
-    each = all_of(small_source, "test").truth["snr_detector"][1::2]
-    hanford, livingston, virgo = each.median(0).values
-    assert hanford > 2 * virgo and livingston > 2 * virgo and virgo > 0.5
+    """Virgo reaches 0.53 as far: the median of network SNR 10 leaves 6 in Hanford and 3.3 in Virgo."""
+    batch = small_source.train_batch(1, 0, range(1000), progress=1.0)
+    each = batch.truth["snr_detector"][batch.truth["snr"] > 0]
+    hanford, livingston, virgo = each.median(0).values.tolist()
+    assert hanford == pytest.approx(5.9, rel=0.12) and livingston == pytest.approx(5.9, rel=0.12)
+    assert virgo == pytest.approx(3.3, rel=0.12)
 
 
 def test_evaluation_rows_are_half_signals_with_labels(small_source: SimulatedSource) -> None:
@@ -262,13 +264,13 @@ def test_psds_of_ones_own(cache: Path, tmp_path: Path) -> None:
 
 def test_a_population_of_ones_own(cache: Path, tmp_path: Path) -> None:
     node = yaml.safe_load((POPULATIONS / "standard.yaml").read_text())
-    node |= {"mass1": {"uniform": [30, 31]}, "mass2": {"uniform": [30, 31]}, "snr": {"uniform": [20, 21]}}
+    node |= {"mass1": {"uniform": [30, 31]}, "mass2": {"uniform": [30, 31]}, "snr": {"uniform": [60, 61]}}
     node |= {"merger": {"uniform": [1.5, 1.51]}, "signal_fraction": 1.0}
     (tmp_path / "loud.yaml").write_text(yaml.safe_dump(node))
     given = source(population=str(tmp_path / "loud.yaml"), bank_size=16, n_test=8, curriculum_snr=0.0)
     batch = given.train_batch(0, 0, range(32))
-    assert ((batch.truth["snr"] >= 20) & (batch.truth["snr"] <= 21)).all()
-    # SNR 20 in a few cycles stands out of the noise where the merger is said to be.
+    assert ((batch.truth["snr"] >= 60) & (batch.truth["snr"] <= 61)).all()
+    # SNR 60 in a few cycles stands out of the noise where the merger is said to be.
     loudest = batch.strain[:, :2].abs().amax(1).argmax(-1) / 2048.0
     assert ((loudest - 1.505).abs() < 0.05).float().mean() > 0.9
 
@@ -312,15 +314,12 @@ def test_bad_options_are_refused(cache: Path, changes: dict[str, Any], fault: st
 
 
 def test_windows_that_the_bank_cannot_fill_are_refused(cache: Path, tmp_path: Path) -> None:
-    def begin(given: SimulatedSource) -> Callable[[], Batch]:
-        return lambda: given.train_batch(0, 0, range(8))
-
     for window, fault in (
         (Window(rate=4096.0, f_high=900.0), "f_high: 900 Hz; expected at most 640 Hz"),
         (Window(seconds=3.0), "merger times: 1.2-1.9 s into a 3 s window"),
     ):
         with pytest.raises(InputError, match=fault):
-            begin(source(window))()
+            source(window).train_batch(0, 0, range(8))
     np.savetxt(tmp_path / "short.txt", [[30.0, 1e-23], [400.0, 1e-23]])
     with pytest.raises(InputError, match="PSD reaches over 30-400 Hz; expected all of 20-500 Hz"):
-        begin(source(psds=f"{tmp_path / 'short.txt'}", detectors="H1", bank_size=8))()
+        source(psds=str(tmp_path / "short.txt"), detectors="H1", bank_size=8).train_batch(0, 0, range(8))

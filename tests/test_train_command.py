@@ -131,7 +131,9 @@ def test_tensorboard_reads_the_events(finished: Path) -> None:
     events = EventAccumulator(str(finished / "tb")).Reload()
     tags = events.Tags()
     assert {"loss", "invariance", "effective_rank"} <= set(tags["scalars"])
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == pytest.approx(losses(finished), rel=1e-4)
+    found = events.Scalars("loss")
+    assert [event.step for event in found] == [2, 4, 6]
+    assert [event.value for event in found] == pytest.approx([loss for _, loss in losses(finished)], rel=1e-4)
     assert tags["images"] == ["cross_correlation"]
 
 
@@ -151,9 +153,7 @@ def test_another_seed_is_another_run(finished: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "other")[0] != losses(finished)[0]
 
 
-def test_minutes_become_steps_that_are_saved(
-    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_minutes_become_steps_that_are_saved(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train([*TINY, "--minutes", "0.005", "--monitor-every", "5", "--out", str(tmp_path / "run")]) == 0
     said = re.search(r"0\.005 minutes are (\d+) steps of 32 rows", capsys.readouterr().out)
     assert said is not None
@@ -251,11 +251,23 @@ def test_a_second_ctrl_c_ends_it_at_once(cache: Path, tmp_path: Path) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 3, twice)
         status = run_command(lambda: train([*TINY, "--steps", "6", "--out", str(tmp_path / "run")]))
     assert status == EXIT_INTERRUPTED
     assert [line["step"] for line in lines(tmp_path / "run")] == [2]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_before_the_first_step_has_the_same_status(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pretraining, "configure_optimizers", interrupted)  # Lightning is at work, but not in a step
+    assert run_command(lambda: train([*TINY, "--out", str(tmp_path / "run"), "--steps", "6"])) == EXIT_INTERRUPTED
 
 
 def test_a_finished_run_is_left_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,6 +292,17 @@ def test_a_run_that_died_while_it_wrote_its_encoder_is_not_finished(finished: Pa
     assert same_weights(out, finished) and (out / "encoder.json").exists()
 
 
+def test_a_budget_below_what_is_done_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    (out / "encoder.json").unlink()
+    before = (out / "config.yaml").read_text()
+    status, line = status_and_line(["--resume", str(out), "--steps", "4"], capsys)
+    assert status == 2 and "--steps 4" in line and "has 6 behind it; expected 6 or more" in line
+    assert (out / "config.yaml").read_text() == before
+
+
 def test_minutes_may_be_given_anew(finished: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     assert train(["--resume", str(out), "--minutes", "0.005"]) == 0
@@ -288,9 +311,7 @@ def test_minutes_may_be_given_anew(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["--learning-rate", "--batch", "--seed", "--out", "--config", "--views"])
-def test_other_options_beside_resume_are_refused(
-    finished: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_options_beside_resume_are_refused(finished: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, line = status_and_line(["--resume", str(finished), name, "1"], capsys)
     assert status == 2 and f"{name} would make it another run" in line
 
@@ -342,7 +363,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(finished: Path, capsys: pytest.
     [
         (["--views", "dectector"], "--views dectector: not a kind of views; expected detector, pairs, noise, augment"),
         (["--view", "detector"], "unknown option --view; expected --views"),
-        (["--steps", "six"], "--steps"),
+        (["--steps", "six"], "steps"),
         (["--steps", "0", "--minutes", "0"], "more than nothing"),
         (["--steps", "-3"], "more than nothing"),
         (["--batch", "1"], "at least 2"),
@@ -410,9 +431,9 @@ def start(out: Path, steps: int) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def longer(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run of 150 steps."""
+    """An uninterrupted run of 60 steps."""
     out = tmp_path_factory.mktemp("runs") / "longer"
-    with start(out, 150) as process:
+    with start(out, 60) as process:
         _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     return out
@@ -430,7 +451,7 @@ def test_nothing_is_said_but_progress(cache: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_from_outside_and_going_on(longer: Path, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "run"
-    process, until = start(out, 150), time.monotonic() + 240
+    process, until = start(out, 60), time.monotonic() + 240
     metrics = out / "metrics.jsonl"
     while time.monotonic() < until and process.poll() is None:
         if metrics.exists() and metrics.read_text().count("\n") >= 8:
