@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 import sys
 import time
@@ -47,8 +48,9 @@ class ScanConfig:
     """Lowest statistic of a trigger; two robust standard deviations above the scan's median if not given."""
     apart: float = 2.0
     """Seconds between triggers, at least: windows closer than their own length share strain."""
-    min_detectors: int = 0
-    """Detectors a window must be there in; 0 for two, or one where the files are of one detector only."""
+    min_detectors: int = 1
+    """Detectors a window must be there in. Where one alone was recording, nothing tells a glitch from a merger; 2
+    leaves those moments out, and with them mergers like GW200129, during which Livingston was vetoed."""
     loudest: int = 5
     """Triggers that get a picture of their strain."""
     batch: int = 256
@@ -60,11 +62,11 @@ class ScanConfig:
         """Raise InputError for values no scan can have."""
         if not 1e-3 <= self.stride <= 60:
             raise InputError("--stride", f"{self.stride:g} s", "0.001 to 60 s")
-        if self.threshold is not None and self.threshold != self.threshold:
-            raise InputError("--threshold", "is not a number", "a statistic")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise InputError("--threshold", f"{self.threshold}", "a finite statistic")
         if not 0 < self.apart <= 3600:
             raise InputError("--apart", f"{self.apart:g} s", "more than 0, up to 3600 s")
-        for name, low in (("min_detectors", 0), ("loudest", 0), ("batch", 1)):
+        for name, low in (("min_detectors", 1), ("loudest", 0), ("batch", 1)):
             if getattr(self, name) < low:
                 raise InputError(f"--{name.replace('_', '-')}", f"{getattr(self, name)}", f"at least {low}")
 
@@ -108,12 +110,10 @@ def scan(argv: list[str] | None = None) -> int:
 
     strain = read_strain(flat["files"], encoder)
     held = {piece.detector for piece in strain.pieces}
-    at_least = config.min_detectors or min(2, len(held))
-    if at_least > len(held):
-        expected = f"at most the {len(held)} detectors of the files"
-        raise InputError("--min-detectors", f"{at_least}", expected)
+    if config.min_detectors > len(held):
+        raise InputError("--min-detectors", f"{config.min_detectors}", f"at most the {len(held)} of these files")
     out = claim_folder(config.out, result_folder(weights, "scan"))
-    series = slide(encoder, probe, strain.pieces, config.stride, at_least, config.batch, device)
+    series = slide(encoder, probe, strain.pieces, config.stride, config.min_detectors, config.batch, device)
     threshold = usual_threshold(series) if config.threshold is None else config.threshold
     band = encoder.f_low, encoder.f_high
     triggers = find_triggers(series, strain.pieces, threshold, config.apart, *band)
@@ -123,7 +123,7 @@ def scan(argv: list[str] | None = None) -> int:
     draw(out, series, strain, triggers, threshold, config.loudest, band)
     report = {
         "command": shlex.join(["python", "scan_strain.py", *argv]),
-        "config": {**flat, "weights": weights, "probe": fitted, "min_detectors": at_least, "threshold": threshold},
+        "config": {**flat, "weights": weights, "probe": fitted, "threshold": threshold},
         "encoder": describe_weights(weights),
         "probe": {"features": probe.features.kind, "encoder": probe.encoder, **probe.about},
         "statistic_of_noise": series.base,
@@ -144,11 +144,10 @@ def scan(argv: list[str] | None = None) -> int:
 
 def read_strain(names: Sequence[str], encoder: PairedEncoder) -> Strain:
     """Read and condition the files, each whole, at the encoder's own rate."""
-    from tqdm import tqdm
-
     from gwtwins.probes.scan import join_pieces
     from gwtwins.strain.coverage import Span, analysed, left_out, merged
     from gwtwins.strain.gwosc import read_gwosc
+    from gwtwins.strain.progress import progress_bar
     from gwtwins.strain.real_noise import strain_files
     from gwtwins.strain.recording import condition_recording
 
@@ -156,15 +155,17 @@ def read_strain(names: Sequence[str], encoder: PairedEncoder) -> Strain:
     pieces: list[Conditioned] = []
     spans: list[Span] = []
     missing: dict[str, list[Span]] = {}
-    for path in tqdm(files, desc="conditioning", unit="file", dynamic_ncols=True):
-        recording = read_gwosc(path)
-        if recording.detector not in encoder.detectors:
-            expected = f"strain of the encoder's detectors: {' '.join(encoder.detectors)}"
-            raise InputError(path, f"is of {recording.detector}", expected)
-        found = condition_recording(recording, encoder.rate, encoder.f_low, encoder.f_high)
-        pieces += found
-        spans.append(Span(recording.gps_start, recording.gps_end))
-        missing.setdefault(recording.detector, []).extend(left_out(recording, found))
+    with progress_bar(len(files), "conditioning", "file") as bar:
+        for path in files:
+            recording = read_gwosc(path)
+            if recording.detector not in encoder.detectors:
+                expected = f"strain of the encoder's detectors: {' '.join(encoder.detectors)}"
+                raise InputError(path, f"is of {recording.detector}", expected)
+            found = condition_recording(recording, encoder.rate, encoder.f_low, encoder.f_high)
+            pieces += found
+            spans.append(Span(recording.gps_start, recording.gps_end))
+            missing.setdefault(recording.detector, []).extend(left_out(recording, found))
+            bar.update()
     if not pieces:
         raise InputError(names[0], "no stretch of strain is long and good enough", "9 s or more that pass the vetoes")
     held = [name for name in encoder.detectors if name in missing]

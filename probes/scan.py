@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
-from tqdm import tqdm
 
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.probes.linear import LinearProbe
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.noise import gaussian_noise
+from gwtwins.strain.progress import progress_bar
 from gwtwins.strain.recording import Conditioned
 
 Array = NDArray[np.float64]
@@ -165,8 +165,7 @@ def scan(
     coef = probe.coef[: reference.size].reshape(reference.shape)  # of the detectors' own features
     quiet = _own(probe, reference[None]) * coef  # (1, D, E)
     series.base = float(probe.decision(reference[None])[0])
-    bar = tqdm(total=start.size, desc="scanning", unit="window", disable=not progress, dynamic_ncols=True)
-    with torch.inference_mode(), bar:
+    with torch.inference_mode(), progress_bar(start.size, "scanning", "window", progress) as bar:
         for begin in range(0, start.size, batch):
             rows = slice(begin, begin + batch)
             strain = torch.from_numpy(_cut(pieces, start[rows], where[rows], encoder.samples))  # (B, D, T)

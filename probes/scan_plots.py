@@ -102,8 +102,8 @@ def trigger(
             _style(ax, theme)
             ax.set_xlim(-BEFORE, AFTER)
         wave.set_ylim(-reach, reach)
-        own = "absent" if name not in shown.part else f"{shown.part[name]:+.1f}"
-        wave.set_title(f"{name} ({own})", fontsize=9.5, color=theme.ink)
+        own = f"{name} adds {shown.part[name]:+.1f}" if name in shown.part else f"{name} absent"
+        wave.set_title(own, fontsize=9.5, color=theme.ink)
         tiles.set_yscale("log")
         tiles.set_ylim(f_low, f_high)
         tiles.yaxis.set_major_locator(FixedLocator([f for f in (20, 50, 100, 200, 500) if f_low <= f <= f_high]))

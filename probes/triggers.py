@@ -12,8 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
 
-from gwtwins.probes.qtransform import q_transform
 from gwtwins.probes.scan import Series, strain_between
 from gwtwins.strain.command import write_text
 from gwtwins.strain.recording import Conditioned
@@ -25,9 +25,13 @@ _FRESH = 0.5  # s over which windows that have just taken a merger in are averag
 _AHEAD = 0.4  # s over which those that end before it are
 _WINDOW_TIME_ERROR = 0.15  # s, of the statistic's time
 _REFINED = 0.4  # s around it within which the strain decides
-_MARGIN = 0.3  # s more of strain on each side: energies fall off at the ends
-_PEAK_TO_MERGER = 0.015  # s from the energy's peak to the merger, the median over the standard population
-TIME_TOLERANCE = 0.25
+_MARGIN = 0.1  # s more of strain on each side, for the filters
+_LOUD_BELOW = 250.0  # Hz: above it heavy binaries have little power and the noise has half of its own
+_POWER_SECONDS = 0.012  # s, standard deviation of the Gaussian over which power is averaged
+_POWER_TO_MERGER = 0.006  # s from the power's peak to the merger, the median over the standard population
+TIME_TOLERANCE = 0.1
+"""Seconds. Of 430 simulated signals of SNR 5 to 16 with a statistic above 4, half were timed to 12 ms, 95% to 41 ms and
+98% to this (an encoder trained in LIGO and Virgo noise, 1,600 steps; three detectors, Gaussian noise)."""
 LOUDEST_TO_MERGER = 0.28
 """Seconds from the merger to the end of its loudest window, the median over the standard population."""
 
@@ -102,26 +106,36 @@ def _mean_between(series: Series, low: Array, high: Array) -> tuple[Array, NDArr
 
 
 def merger_time(series: Series, index: int, pieces: Sequence[Conditioned], f_low: float, f_high: float) -> float:
-    """Merger time: where, near `window_time`, one frequency has the most energy in all detectors together.
+    """Merger time: where, near `window_time`, the detectors together have the most power.
 
-    The Q-transform's energy of matched tiles is half the squared SNR, a log-likelihood; summed over detectors it
-    is largest just before the merger. Light takes up to 27 ms between detectors, and a tile at 50 Hz lasts longer.
+    A whitened chirp is loudest at its end. Power below 250 Hz is averaged over 12 ms and summed over detectors,
+    between which light takes up to 27 ms; half of its excess, in units of the noise, is a log-likelihood and is
+    weighed against the distance from the statistic's own time.
     """
     rough = window_time(series, index)
     reach, error = max(_REFINED, series.stride), max(_WINDOW_TIME_ERROR, series.stride / 2)
-    names = np.array(series.detectors)[series.present[index]]
     low, high = rough - reach - _MARGIN, rough + reach + _MARGIN
-    energy: Array | None = None
-    rate = 1.0
-    for name in names:
-        strain, rate = strain_between(pieces, name, low, high)
-        tiles = q_transform(np.nan_to_num(strain), rate, f_low=f_low, f_high=f_high).energy  # (F, T)
-        energy = tiles if energy is None else energy + tiles
-    assert energy is not None  # every window has a detector
-    time = low + np.arange(energy.shape[1]) / rate
-    belief = energy.max(axis=0) - 0.5 * ((time - rough) / error) ** 2
+    strips = [
+        strain_between(pieces, name, low, high)
+        for name, there in zip(series.detectors, series.present[index], strict=True)
+        if there
+    ]
+    rate = strips[0][1]
+    power = sum(_below(np.nan_to_num(strain), rate, _LOUD_BELOW) ** 2 for strain, _ in strips)
+    samples = _POWER_SECONDS * rate
+    # A Gaussian of width s weighs samples as one of length sqrt(4 pi) s does; white samples are 2 (f_high - f_low) a s.
+    snr_squared = gaussian_filter1d(power, samples) * np.sqrt(4 * np.pi) * _POWER_SECONDS * 2 * (f_high - f_low)
+    time = low + np.arange(snr_squared.size) / rate
+    belief = 0.5 * snr_squared - 0.5 * ((time - rough) / error) ** 2
     belief[np.abs(time - rough) > reach] = -np.inf
-    return float(time[np.argmax(belief)] + _PEAK_TO_MERGER)
+    return float(time[np.argmax(belief)] + _POWER_TO_MERGER)
+
+
+def _below(strain: Array, rate: float, f_high: float) -> Array:
+    """``strain`` (T,) without what lies above ``f_high`` Hz."""
+    spectrum = np.fft.rfft(strain)
+    spectrum[np.fft.rfftfreq(strain.size, 1 / rate) > f_high] = 0.0
+    return np.fft.irfft(spectrum, strain.size)
 
 
 def find_triggers(

@@ -232,7 +232,8 @@ def plus_polarisation(population: Population, parameters: np.ndarray) -> tuple[n
     n = min(len(whole), len(plus))
     whole[:n] = plus.numpy()[:n]
     # Approximants differ in what they put at time 0: measure the peak, by a parabola through the largest samples.
-    # Amplitudes are flat there and waveforms start suddenly: 64 s of the same waveform peak 0.1 to 0.3 ms later.
+    # Amplitudes are flat there, and a sudden start at f_lower rings for as long as there is room: 64 s of the same
+    # waveform mostly peak 0.1 to 0.2 ms later, and up to 0.8 ms elsewhere.
     envelope = np.abs(scipy.fft.ifft(whole))
     n = int(np.argmax(envelope))
     left, top, right = envelope[n - 1], envelope[n], envelope[(n + 1) % len(envelope)]

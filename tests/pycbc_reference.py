@@ -34,9 +34,7 @@ class Reference:
         return f_plus * self.plus + f_cross * self.cross, detector.time_delay_from_earth_center(ra, dec, gps)
 
 
-def reference(
-    parameters: np.ndarray, inclination: float = 0.0, phase: float = 0.0, f_lower: float = 20.0
-) -> Reference:
+def reference(parameters: np.ndarray, inclination: float = 0.0, phase: float = 0.0, f_lower: float = 20.0) -> Reference:
     """IMRPhenomXAS of (mass1, mass2, spin1z, spin2z) at 1 Mpc."""
     facing = _fd(parameters, 0.0, 0.0, f_lower)[0]
     envelope = np.abs(np.fft.ifft(facing, _FINE * N))
@@ -46,9 +44,7 @@ def reference(
     return Reference(plus * shift, cross * shift)
 
 
-def _fd(
-    parameters: np.ndarray, inclination: float, phase: float, f_lower: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _fd(parameters: np.ndarray, inclination: float, phase: float, f_lower: float) -> tuple[np.ndarray, np.ndarray]:
     mass1, mass2, spin1z, spin2z = map(float, parameters)
     series = get_fd_waveform(
         approximant="IMRPhenomXAS",
@@ -78,7 +74,7 @@ def stored(bank: WaveformBank, row: int) -> np.ndarray:
 def merger_offset(bank: WaveformBank, row: int) -> float:
     """Seconds by which the bank's merger comes after this module's.
 
-    The peak is flat, and depends on how long the sudden start at f_lower has room to ring (8, 16 or 64 s).
+    The peak is flat, and its place depends on how long the sudden start at f_lower has room to ring (8 to 64 s).
     """
     common = reference(bank.parameters[row]).plus[:: int(SPAN / BUFFER)]  # k / BUFFER Hz
     product = np.zeros(int(BUFFER * F_KEEP), complex)

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -76,7 +77,7 @@ def test_holds_pycbcs_waveform_around_the_merger(which: str, request: pytest.Fix
     for row in range(len(bank))[:6]:
         whole, lag = long_waveform(bank, row)
         ours, theirs = buffer(bank, row)[held], whole[held]
-        assert abs(lag) < 4e-4
+        assert abs(lag) < 1e-3
         assert ours @ theirs > 0.99999 * np.linalg.norm(ours) * np.linalg.norm(theirs)
         assert np.linalg.norm(ours) == pytest.approx(np.linalg.norm(theirs), rel=2e-3)
         assert np.abs(ours - theirs).max() < 0.01 * np.abs(theirs).max()
@@ -123,28 +124,24 @@ def test_binaries_are_the_populations(standard: WaveformBank) -> None:
 
 def test_key_changes_with_each_ingredient_and_with_nothing_else() -> None:
     recipe = BankRecipe(STANDARD, 24, 0, (HANFORD,))
+    changes: dict[str, Any] = {
+        "approximant": "IMRPhenomD",
+        "f_lower": 25.0,
+        "mass1": Distribution(8.0, 71.0),
+        "mass2": Distribution(8.0, 70.0, -1.0),
+        "spin1z": Distribution(-0.7, 0.8),
+        "spin2z": Distribution(-0.8, 0.7),
+    }
     others = [
         replace(recipe, count=25),
         replace(recipe, seed=1),
         replace(recipe, psds=(DEFAULT_PSDS["V1"],)),
         replace(recipe, psds=(HANFORD, DEFAULT_PSDS["V1"])),
-        *(
-            replace(recipe, population=replace(STANDARD, **{key: value}))
-            for key, value in {
-                "approximant": "IMRPhenomD",
-                "f_lower": 25.0,
-                "mass1": Distribution(8.0, 71.0),
-                "mass2": Distribution(8.0, 70.0, -1.0),
-                "spin1z": Distribution(-0.7, 0.8),
-                "spin2z": Distribution(-0.8, 0.7),
-            }.items()
-        ),
+        *(replace(recipe, population=replace(STANDARD, **{key: value})) for key, value in changes.items()),
     ]
     keys = {other.key() for other in others}
     assert len(keys) == len(others) and recipe.key() not in keys
-    louder = replace(
-        STANDARD, name="x", snr=Distribution(8, 9), merger=Distribution(1.5, 1.6), signal_fraction=0.1
-    )
+    louder = replace(STANDARD, name="x", snr=Distribution(8, 9), merger=Distribution(1.5, 1.6), signal_fraction=0.1)
     assert replace(recipe, population=louder).key() == recipe.key()
     assert replace(recipe, psds=(HANFORD, HANFORD)).key() == recipe.key()
 

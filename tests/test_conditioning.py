@@ -33,9 +33,7 @@ def band_limited(rate: float, seconds: float, begin: float = 0.0) -> np.ndarray:
     return (amplitude * np.cos(2 * np.pi * f[:, None] * t + phase[:, None])).sum(0)[None, None]
 
 
-def written_out(
-    strain: np.ndarray, psd: PSD, rate: float, taper: np.ndarray, times: np.ndarray
-) -> np.ndarray:
+def written_out(strain: np.ndarray, psd: PSD, rate: float, taper: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Whitened strain at ``times``: Fourier coefficients over ASD, summed without an inverse transform."""
     n = strain.size
     coefficient = np.fft.fft((strain - strain.mean()) * taper) / n
@@ -73,9 +71,7 @@ def test_equals_pycbcs_whitening_of_a_signal() -> None:
 
 @pytest.mark.parametrize(("rate", "margin"), [(2048.0, 0.0), (2048.0, 1.0), (1024.0, 1.0), (4096.0, 0.0)])
 def test_noise_comes_out_white_with_variance_one(rate: float, margin: float) -> None:
-    white = Conditioner(PSDS[:1], rate, margin=margin)(
-        torch.from_numpy(noise(100, rate, 2 + 2 * margin)[:, :1])
-    )[:, 0]
+    white = Conditioner(PSDS[:1], rate, margin=margin)(torch.from_numpy(noise(100, rate, 2 + 2 * margin)[:, :1]))[:, 0]
     inner = white[:, 128:-128].numpy()  # 62 ms a side
     # 100 windows of 1.9 s hold 2 * 480 * 190 independent numbers: the variance is known to 0.003.
     assert inner.var() == pytest.approx(1.0, abs=0.015)
@@ -91,9 +87,9 @@ def test_noise_comes_out_white_with_variance_one(rate: float, margin: float) -> 
 @pytest.mark.parametrize("margin", [0.0, 1.0])
 def test_every_source_rate_gives_the_same_window(margin: float) -> None:
     windows = {
-        rate: Conditioner(PSDS[:1], rate, margin=margin)(
-            torch.from_numpy(band_limited(rate, 2 + 2 * margin, -margin))
-        )[0, 0]
+        rate: Conditioner(PSDS[:1], rate, margin=margin)(torch.from_numpy(band_limited(rate, 2 + 2 * margin, -margin)))[
+            0, 0
+        ]
         for rate in (1024.0, 2048.0, 4096.0, 16384.0)
     }
     reference = windows.pop(16384.0)

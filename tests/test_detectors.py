@@ -33,8 +33,9 @@ def sky() -> dict[str, np.ndarray]:
     }
 
 
-def tensors(sky: dict[str, np.ndarray], *keys: str) -> list[torch.Tensor]:
-    return [torch.from_numpy(sky[key]) for key in keys]
+def direction(sky: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right ascension, declination, polarisation angle."""
+    return torch.from_numpy(sky["ra"]), torch.from_numpy(sky["dec"]), torch.from_numpy(sky["psi"])
 
 
 def test_sidereal_time_is_lals(sky: dict[str, np.ndarray]) -> None:
@@ -55,19 +56,18 @@ def test_sidereal_time_knows_the_leap_seconds(leap: int) -> None:
 
 def test_antenna_patterns_are_lals(sky: dict[str, np.ndarray]) -> None:
     gmst = np.array([lal.GreenwichMeanSiderealTime(gps) for gps in sky["gps"]])
-    ours = antenna_patterns(NAMES, *tensors(sky, "ra", "dec", "psi"), torch.from_numpy(gmst))
+    ours = antenna_patterns(NAMES, *direction(sky), torch.from_numpy(gmst))
     assert ours.shape == (N, 4, 2) and ours.dtype == torch.float64
     for d, name in enumerate(NAMES):
         response = lal.cached_detector_by_prefix[name].response
         expected = [
-            lal.ComputeDetAMResponse(response, *angles)
-            for angles in zip(sky["ra"], sky["dec"], sky["psi"], gmst)
+            lal.ComputeDetAMResponse(response, *angles) for angles in zip(sky["ra"], sky["dec"], sky["psi"], gmst)
         ]
         np.testing.assert_allclose(ours[:, d], expected, rtol=0, atol=1e-6, err_msg=name)
 
 
 def test_delays_are_lals(sky: dict[str, np.ndarray]) -> None:
-    ra, dec, gps = tensors(sky, "ra", "dec", "gps")
+    (ra, dec, _), gps = direction(sky), torch.from_numpy(sky["gps"])
     ours = delays_from_geocentre(NAMES, ra, dec, sidereal_time(gps))
     assert ours.shape == (N, 4)
     for d, name in enumerate(NAMES):
@@ -80,12 +80,13 @@ def test_delays_are_lals(sky: dict[str, np.ndarray]) -> None:
 
 
 def test_any_leading_shape_and_a_scalar_time(sky: dict[str, np.ndarray]) -> None:
-    ra, dec, psi = tensors(sky, "ra", "dec", "psi")
+    ra, dec, psi = direction(sky)
     gmst = torch.tensor(1.25, dtype=torch.float64)
     flat = antenna_patterns(NAMES[:2], ra, dec, psi, gmst)
-    shaped = antenna_patterns(NAMES[:2], *(x.reshape(5, N // 5) for x in (ra, dec, psi)), gmst)
+    folded = (5, N // 5)
+    shaped = antenna_patterns(NAMES[:2], ra.reshape(folded), dec.reshape(folded), psi.reshape(folded), gmst)
     torch.testing.assert_close(shaped.reshape(N, 2, 2), flat, rtol=0, atol=0)
-    delays = delays_from_geocentre(NAMES[:2], ra.reshape(5, -1), dec.reshape(5, -1), gmst)
+    delays = delays_from_geocentre(NAMES[:2], ra.reshape(folded), dec.reshape(folded), gmst)
     torch.testing.assert_close(
         delays.reshape(N, 2), delays_from_geocentre(NAMES[:2], ra, dec, gmst), rtol=0, atol=1e-18
     )
@@ -95,9 +96,7 @@ def test_sky_average_of_the_antenna_power_is_a_fifth() -> None:
     """<F+^2> = <Fx^2> = 1/5 over sky and polarisation, for any detector with orthogonal arms."""
     u = torch.rand(200_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     zero = torch.zeros((), dtype=torch.float64)
-    pattern = antenna_patterns(
-        NAMES, 2 * np.pi * u[:, 0], torch.asin(2 * u[:, 1] - 1), np.pi * u[:, 2], zero
-    )
+    pattern = antenna_patterns(NAMES, 2 * np.pi * u[:, 0], torch.asin(2 * u[:, 1] - 1), np.pi * u[:, 2], zero)
     # The standard error of the mean is 0.0005.
     np.testing.assert_allclose(pattern.square().mean(0), np.full((4, 2), 0.2), atol=0.0025)
 
@@ -113,7 +112,7 @@ def test_light_travel_times() -> None:
 
 
 def test_no_delay_exceeds_the_light_travel_time(sky: dict[str, np.ndarray]) -> None:
-    ra, dec, gps = tensors(sky, "ra", "dec", "gps")
+    (ra, dec, _), gps = direction(sky), torch.from_numpy(sky["gps"])
     delays = delays_from_geocentre(NAMES, ra, dec, sidereal_time(gps))
     assert delays.abs().max() < 0.0213  # the Earth's radius
     for i, a in enumerate(NAMES):

@@ -51,9 +51,7 @@ def test_named_psds_are_pycbcs(name: str) -> None:
 
 def test_interpolation_is_in_the_logarithm_and_constant_beyond_the_ends() -> None:
     psd = PSD(np.array([10.0, 20.0, 40.0]), np.array([1e-40, 1e-46, 1e-44]))
-    np.testing.assert_allclose(
-        psd.at(np.array([10, 15, 30, 5, 100])), [1e-40, 1e-43, 1e-45, 1e-40, 1e-44], rtol=1e-12
-    )
+    np.testing.assert_allclose(psd.at(np.array([10, 15, 30, 5, 100])), [1e-40, 1e-43, 1e-45, 1e-40, 1e-44], rtol=1e-12)
     assert psd.covers(10, 40) and not psd.covers(9, 40) and not psd.covers(10, 41)
 
 

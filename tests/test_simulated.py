@@ -203,11 +203,9 @@ def test_the_snr_curriculum(small_source: SimulatedSource) -> None:
     """The upper end falls in a straight line from 50 to the population's 16 over the first 60% of the run."""
     for progress, high in ((0.0, 50.0), (0.3, 33.0), (0.6, 16.0), (0.8, 16.0), (1.0, 16.0)):
         assert small_source.snr_high(progress) == pytest.approx(high)
-        snr = small_source.train_batch(0, 0, range(200), progress).truth["snr"]
-        snr = snr[snr > 0].numpy()
-        assert kstest(snr, "uniform", args=(4, high - 4)).pvalue > 1e-3
-    for off in ({"curriculum_snr": 0.0}, {"curriculum_end": 0.0}, {"curriculum_snr": 12.0}):
-        given = source(**off)
+        snr = small_source.train_batch(0, 0, range(200), progress).truth["snr"].numpy()
+        assert kstest(snr[snr > 0], "uniform", args=(4, high - 4)).pvalue > 1e-3
+    for given in (source(curriculum_snr=0.0), source(curriculum_end=0.0), source(curriculum_snr=12.0)):
         assert given.snr_high(0.0) == given.snr_high(1.0) == 16.0
 
 
