@@ -121,9 +121,9 @@ def judge(
     counts = [n for n in config.label_counts if 10 <= n <= n_labelled]
     figures["by_labels"] = label_curve(train, test, counts, config.label_draws, config.seed, config.features)
     found = limits(source, config.templates) if hasattr(source, "bank") and not source.background else {}
-    figures["limit"] = {name: {k: v for k, v in limit.items() if k not in ("score", "snr")} for name, limit in found.items()}
-    if not found:
-        figures["limit"] = None
+    rows = ("score", "snr")  # of each test row: for the report, not for probe.json
+    shown = {name: {k: v for k, v in limit.items() if k not in rows} for name, limit in found.items()}
+    figures["limit"] = shown or None
     figures["frac"] = config.frac
     figures["features"] = config.features
     figures["context"] = context

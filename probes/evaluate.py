@@ -99,8 +99,8 @@ def limits(source: SimulatedSource, templates: int, progress: bool = True) -> di
     """The known-signal limit and a matched-filter bank's scores on the same test rows.
 
     Returns:
-        ``known_signal`` with figures and ``snr`` (N,), 0 for noise, and unless ``templates`` is 0 ``bank`` (the marginalised statistic) and
-        ``bank_maximum`` with figures and ``score`` (N,).
+        ``known_signal`` with figures and ``snr`` (N,), 0 for noise; unless ``templates`` is 0 also ``bank`` (the
+        marginalised statistic) and ``bank_maximum``, with figures and ``score`` (N,).
     """
     bank = MatchedFilterBank(source, templates, progress) if templates else None
     scores: dict[str, list[NDArray[np.float64]]] = {"marginalised": [], "maximum": []}
