@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -199,8 +200,6 @@ def draw(
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
-    import os
-
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     partial.write_bytes(data)
     os.replace(partial, path)

@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 BEFORE, AFTER = 1.2, 0.4  # seconds shown around a merger: 10+10 Msun is at 45 Hz 1.2 s before it
 _MARGIN = 0.5  # seconds more on each side go into the Q-transform, whose energies fall off at its ends
-_NUMBERED = 5  # triggers that get a number in the picture of the statistic
+_NUMBERED, _MARKED = 5, 30  # of the loudest triggers, in the picture of the statistic
 
 
 def statistic(
@@ -57,7 +57,7 @@ def statistic(
     breaks = np.flatnonzero(np.diff(time) > 1.5 * series.stride) + 1
     main.plot(np.insert(time, breaks, np.nan), np.insert(stat, breaks, np.nan), color=theme.probe, lw=1.0)
     main.axhline(threshold, color=theme.ink, lw=0.8, ls=(0, (6, 2)))
-    for number, trigger in enumerate(triggers, 1):
+    for number, trigger in enumerate(triggers[:_MARKED], 1):
         at = trigger.start + delay - span.start
         if not span.start <= trigger.start < span.end:
             continue

@@ -209,7 +209,7 @@ def test_two_detectors_with_an_encoder_of_three(
     network: tuple[Result, list[Path], float], run: Path, tmp_path: Path
 ) -> None:
     whole, files, merger = network
-    result = scanned(run, tmp_path / "out", files[:2])
+    result = scanned(run, tmp_path / "out", files[:2], "--loudest", "0")
     best = result.rows[0]
     assert abs(float(best["time"]) - merger) < 0.1
     assert best["stat_V1"] == "" and all(row["stat_V1"] == "" for row in result.rows)
@@ -233,7 +233,7 @@ def test_a_gap_and_a_veto_are_left_out_and_the_signal_between_is_found(run: Path
     l1 = write_strain(tmp_path, "L1", 48, merger)
     with h5py.File(l1, "r+") as file:
         file["strain/Strain"][36 * RATE : 38 * RATE + 17] = np.nan
-    result = scanned(run, tmp_path / "out", [h1, l1], "--min-detectors", "2")
+    result = scanned(run, tmp_path / "out", [h1, l1], "--min-detectors", "2", "--loudest", "0")
     assert abs(float(result.rows[0]["time"]) - merger) < 0.1
     reasons = {
         name: [(s["start"] - GPS_START, s["end"] - GPS_START, s["why"]) for s in spans]
@@ -264,6 +264,14 @@ def test_files_far_apart_are_one_scan_with_a_picture_each(run: Path, tmp_path: P
     np.testing.assert_allclose(found, sorted(mergers.values()), atol=0.1)
     names = {path.name for path in (result.folder / "plots").iterdir()}
     assert names == {f"statistic-{gps}.png" for gps in mergers}
+
+
+def test_the_first_event_is_the_loudest_of_its_files(run: Path, gwosc: Path, tmp_path: Path) -> None:
+    """Real strain at 4096 Hz; so loud that the sine-Gaussian stem of an untrained encoder is enough."""
+    files = sorted(gwosc.glob("*LOSC_4_V2-1126259446-32.hdf5"))
+    result = scanned(run, tmp_path / "out", files, "--loudest", "1")
+    assert float(result.rows[0]["time"]) == pytest.approx(1126259462.42, abs=0.05)
+    assert float(result.rows[0]["stat"]) > float(result.rows[1]["stat"]) + 1
 
 
 @pytest.fixture
