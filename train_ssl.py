@@ -146,7 +146,7 @@ def train(argv: list[str] | None = None) -> int:
     else:
         out = claim_folder(run.out, new_run_folder())
     module = Pretraining(encoder, objective, optimiser, run.steps)
-    feed = Feed(maker, run.seed, run.steps, optimiser.batch, lambda: module.global_step)
+    feed = Feed(maker, run.seed, run.steps, optimiser.batch, lambda: module.global_step, background=device == "cuda")
     if run.steps == 0:
         seconds = measure_step_seconds(module.to(device), feed)
         run.steps = max(10, round(60 * run.minutes / seconds))

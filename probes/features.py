@@ -97,6 +97,7 @@ def embed(
     total = source.count(split)
     if total < 1:
         raise InputError(source.spec, f"no rows in split {split}", "at least one")
+    source.prepare(split)
     encoder = encoder.to(device)
     before, modes = fingerprint(encoder), {module: module.training for module in encoder.modules()}
     collected = _Collector(total, detectors)

@@ -59,6 +59,10 @@ class BankRecipe:
         text = json.dumps([layout, intrinsic, self.count, self.seed, sorted({*map(_psd_key, self.psds)})])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def path(self) -> Path:
+        """Where the bank is kept."""
+        return cache_folder() / f"bank-{self.key()}.hdf5"
+
 
 def _psd_key(spec: str) -> str:
     """A PSD's name; for a file its contents too, which may be edited, or differ where a path is relative."""
@@ -101,7 +105,7 @@ class WaveformBank:
     @classmethod
     def obtain(cls, recipe: BankRecipe, workers: int | None = None, progress: bool = True) -> WaveformBank:
         """The bank of ``recipe``: from the cache if it is there, else made now and kept there."""
-        path = cache_folder() / f"bank-{recipe.key()}.hdf5"
+        path = recipe.path()
         if not path.exists():
             make_bank(recipe, path, workers, progress)
         return cls.load(path)

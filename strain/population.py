@@ -15,6 +15,8 @@ from gwtwins.strain.errors import InputError
 
 POPULATIONS = Path(__file__).parent / "populations"
 _INTRINSIC = ("mass1", "mass2", "spin1z", "spin2z")
+# Frequency-domain models of the dominant mode with aligned spins: only these turn by inclination and phase afterwards.
+DOMINANT_MODE = ("IMRPhenomXAS", "IMRPhenomD", "SEOBNRv4_ROM", "SEOBNRv5_ROM", "TaylorF2", "IMRPhenomXAS_NRTidalv2")
 _KEYS = {"name", "approximant", "f_lower", *_INTRINSIC, "merger", "snr", "signal_fraction"}
 
 
@@ -93,6 +95,8 @@ class Population:
             unlike = sorted(set(node) ^ _KEYS) if isinstance(node, dict) else []
             raise InputError(path, f"keys missing or unknown: {unlike}", f"exactly {sorted(_KEYS)}")
         drawn = {k: Distribution.parse(f"{path}, {k}", node[k]) for k in (*_INTRINSIC, "merger", "snr")}
+        if node["approximant"] not in DOMINANT_MODE:
+            raise InputError(f"{path}, approximant", f"{node['approximant']!r}", f"one of {', '.join(DOMINANT_MODE)}")
         fraction, f_lower = node["signal_fraction"], node["f_lower"]
         if not (type(fraction) in (int, float) and 0 < fraction <= 1):
             raise InputError(f"{path}, signal_fraction", f"{fraction!r}", "above 0 and at most 1")

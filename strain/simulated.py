@@ -17,7 +17,7 @@ from gwtwins.strain.errors import InputError
 from gwtwins.strain.injection import Injector, draw_extrinsic
 from gwtwins.strain.noise import gaussian_noise
 from gwtwins.strain.population import Population
-from gwtwins.strain.psd import DEFAULT_PSDS
+from gwtwins.strain.psd import DEFAULT_PSDS, load_psd
 from gwtwins.strain.sources import Source, Window
 
 _EPOCH = 1_260_000_000.0  # GPS seconds; simulated rows fall within the sidereal day after it
@@ -90,7 +90,7 @@ class SimulatedSource(Source):
         for name, value in (("signal_fraction", config.signal_fraction), ("curriculum_end", config.curriculum_end)):
             if not 0 <= value <= 1:
                 raise InputError(f"--{name}", f"{value}", "0 to 1")
-        for name, least in (("bank_size", 1), ("n_labelled", 0), ("n_test", 0)):
+        for name, least in (("bank_size", 1), ("n_labelled", 0), ("n_test", 0), ("curriculum_snr", 0)):
             if getattr(config, name) < least:
                 raise InputError(f"--{name}", f"{getattr(config, name)}", f"{least} or more")
         self.signal_fraction = config.signal_fraction or self.population.signal_fraction
@@ -102,15 +102,19 @@ class SimulatedSource(Source):
         self._injectors: dict[str, Injector] = {}
         self._psd_names = tuple(named)
         self.background = self._open_background()
-        stored = self.bank("train").psds
+        # A bank holds the PSDs it was made for: with one at hand, nothing here imports pycbc.
+        held = next((role for role in _BANK_SEEDS if self._recipe(role).path().exists()), None)
+        stored = self.bank(held).psds if held else {psd: load_psd(psd) for psd in set(named)}
         self.psds = {name: stored[psd] for name, psd in zip(self.detectors, named, strict=True)}
+
+    def _recipe(self, role: str) -> BankRecipe:
+        counts = {"train": self.config.bank_size} | {split: (self.count(split) + 1) // 2 for split in _SPLITS}
+        return BankRecipe(self.population, max(counts[role], 1), _BANK_SEEDS[role], self._psd_names)
 
     def bank(self, role: str) -> WaveformBank:
         """The bank of "train", "labelled" or "test"; made at its first use."""
         if role not in self._banks:
-            counts = {"train": self.config.bank_size} | {split: (self.count(split) + 1) // 2 for split in _SPLITS}
-            recipe = BankRecipe(self.population, max(counts[role], 1), _BANK_SEEDS[role], self._psd_names)
-            self._banks[role] = WaveformBank.obtain(recipe, progress=self.progress)
+            self._banks[role] = WaveformBank.obtain(self._recipe(role), progress=self.progress)
         return self._banks[role]
 
     def injector(self, role: str) -> Injector:
@@ -151,6 +155,9 @@ class SimulatedSource(Source):
             ids=[f"train-{seed}-{step}-{row}" for row in rows],
         )
         return replace(self._make(made), label=None)  # pretraining never sees it
+
+    def prepare(self, split: str) -> None:
+        self.bank(split)
 
     def count(self, split: str) -> int:
         """Rows of "labelled" and "test"; 0 for the others: unlabelled rows are endless, see `train_batch`."""

@@ -75,6 +75,9 @@ class Source:
         """Rows in ``split``: "labelled", "test" or "unlabelled"."""
         raise NotImplementedError
 
+    def prepare(self, split: str) -> None:
+        """Do beforehand what the first of ``batches`` would otherwise wait for."""
+
     def batches(self, split: str, batch_size: int = 512) -> Iterator[Batch]:
         """The rows of ``split`` in their fixed order, with labels where known."""
         raise NotImplementedError

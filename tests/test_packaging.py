@@ -91,9 +91,9 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path, source_files: l
     kinds = {
         "configs": {".yaml"},
         "strain": {".py", ".yaml"},
-        "encoders": {".py", ".safetensors", ".json"},
+        "encoders": {".py", ".safetensors", ".json", ".md"},
         "ssl": {".py"},
-        "probes": {".py"},
+        "probes": {".py", ".html"},
     }
     expected = {f"gwtwins/{script}" for script in SCRIPTS}
     expected |= {f"gwtwins/{p.as_posix()}" for p in source_files if p.suffix in kinds.get(p.parts[0], ())}
