@@ -61,6 +61,10 @@ demo: env
 	test -f $$out/probe/report.html; \
 	echo "Done in $$(( seconds / 60 )) min $$(( seconds % 60 )) s. The report: $$out/probe/report.html"
 
+# Torch's threads wait by spinning, which on shared cores makes small operations ten times slower; tests let them sleep.
+test test-all: export OMP_WAIT_POLICY := passive
+test test-all: export GOMP_SPINCOUNT := 0
+
 test: lint types
 	$(PY) -m pytest -m 'not slow' $(PYTEST)
 
