@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from gwtwins.encoders import weights
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.encoders.weights import describe_weights, find_weights, load_encoder, save_encoder
+from gwtwins.probes.features import fingerprint
+from gwtwins.probes.linear import LinearProbe
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.psd import PSD
 
@@ -329,3 +331,12 @@ def test_a_path_with_control_characters_stays_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_encoder(tmp_path / "a\n\x1b[31mb")
     assert len(str(caught.value).splitlines()) == 1 and "\x1b" not in str(caught.value)
+
+
+def test_the_shipped_encoder_and_its_probe_belong_together() -> None:
+    encoder = weights.load_encoder("gwtwins/small")
+    probe = LinearProbe.load(weights.SHIPPED / "small" / "probe")
+    probe.check_encoder(fingerprint(encoder), encoder.detectors)
+    strain = torch.randn(8, 3, encoder.samples, generator=torch.Generator().manual_seed(0))
+    score = probe.decision(encoder(strain).numpy(), None)
+    assert (score < 3.0).all()  # white noise is no signal, though its band is wider than conditioned noise has
