@@ -56,7 +56,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 demo: env
 	@set -e; out=runs/demo-$$(date +%Y%m%d-%H%M%S); \
 	$(PY) train_ssl.py --config configs/demo.yaml --out $$out $(DEMO_ARGS); \
-	$(PY) eval_probe.py --frac 0.25 $(DEMO_PROBE_ARGS); \
+	$(PY) eval_probe.py --frac 0.25 --weights $$out $(DEMO_PROBE_ARGS); \
 	seconds=$$(( $$(date +%s) - $(START) )); \
 	test -f $$out/probe/report.html; \
 	echo "Done in $$(( seconds / 60 )) min $$(( seconds % 60 )) s. The report: $$out/probe/report.html"

@@ -81,6 +81,8 @@ def probe(argv: list[str] | None = None) -> int:
     print(f"encoder: {weights}")
     window = Window(encoder.rate, encoder.window, encoder.f_low, encoder.f_high)
     source = open_source(config.data, window, device, dataclasses.asdict(simulation))
+    if isinstance(card.get("data"), dict) and _settings(card["data"]) != _settings(source.describe()):
+        print("note: the encoder was pretrained on data of other settings (encoder.json) than those it is judged on")
     context = {"weights": weights, "encoder": card, "data": source.describe(), "seed": config.seed}
     context["command"] = shlex.join(["python", "eval_probe.py", *argv])
     if config.probe:
@@ -89,6 +91,12 @@ def probe(argv: list[str] | None = None) -> int:
         out = judge(config, encoder, source, device, weights, context, began)
     write_text(out / "config.json", json.dumps(plain({**flat, "weights": weights}), indent=2) + "\n")
     return 0
+
+
+def _settings(data: dict[str, Any]) -> dict[str, Any]:
+    """What a description of simulated data says about the signals and the noise; nothing for recorded data."""
+    decisive = ("source", "population", "psds", "detectors", "noise")
+    return {key: plain(data.get(key)) for key in decisive} if data.get("source") == "simulated" else {}
 
 
 def judge(
@@ -181,15 +189,23 @@ def summary(figures: dict[str, Any]) -> str:
 
 def predict(config: ProbeConfig, encoder: Any, source: Any, device: str, weights: str) -> Path:
     """Score every window with a saved probe and write submission.csv."""
+    import numpy as np
+
     from gwtwins.encoders.weights import result_folder
     from gwtwins.probes.features import embed
     from gwtwins.probes.linear import LinearProbe
     from gwtwins.probes.predictions import write_scores
+    from gwtwins.probes.scan import noise_reference
 
     fitted = LinearProbe.load(config.probe)
     split = "submission" if source.count("submission") else "all"
     features = embed(encoder, source, split, device=device)
     fitted.check_encoder(features.encoder, features.detectors, config.probe)
+    if not features.present.all():  # as in a scan: an absent detector counts as one that heard noise
+        reference = noise_reference(encoder, device)  # (D, E)
+        absent = ~features.present
+        features.embeddings[absent] = np.broadcast_to(reference, features.embeddings.shape)[absent]
+        features.present[:] = True
     out = claim_folder(config.out, result_folder(weights, "submission"))
     write_scores(out / "submission.csv", features.ids, fitted.probability(features.embeddings, features.present))
     print(f"{len(features):,} windows scored: {out / 'submission.csv'}")

@@ -2,7 +2,7 @@
 
     python train_ssl.py --views detector                    simulated data, nothing to download, 4 minutes
     python train_ssl.py --data windows.hdf5 --minutes 60    a packed set of windows
-    python train_ssl.py --config configs/real_noise.yaml    a ready-made run; options override it
+    python train_ssl.py --config configs/real_noise.yaml --noise FILES    a ready-made run; options override it
     python train_ssl.py --resume runs/latest                go on with an interrupted run
 
 The run's folder holds encoder.safetensors and encoder.json (what eval_probe.py and scan_strain.py read), the resolved
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -39,7 +38,7 @@ class RunConfig:
     data: str = "simulated"
     """simulated, a packed HDF5 file, a folder in the G2Net layout, or GWOSC files joined by commas."""
     out: str = ""
-    """Folder of the run; runs/<date-time> if empty."""
+    """Folder of the run; runs/<date-time> if empty. The newest run inside runs/ is runs/latest."""
     seed: int = 0
     """Seed of every draw and of the initial weights."""
     steps: int = 0
@@ -73,7 +72,7 @@ def resumed(folder: str, argv: list[str]) -> list[str]:
     config = Path(folder) / "config.yaml"
     if not config.is_file():
         raise InputError(folder, "holds no config.yaml", "the folder of an interrupted run")
-    allowed = {"resume", "steps", "minutes", "device", "checkpoint_every", "monitor_every"}
+    allowed = {"resume", "steps", "minutes", "device", "checkpoint_every", "monitor_every", "watch"}
     for word in argv:
         name = word[2:].partition("=")[0].replace("-", "_")
         if word.startswith("--") and name not in allowed:
@@ -101,6 +100,12 @@ def train(argv: list[str] | None = None) -> int:
     if folder:
         argv = resumed(folder, argv)
     (run, optimiser, objective_config, simulation, augment), flat = parse("train_ssl.py", description, concerns(), argv)
+    resumed_run = None
+    if folder:
+        resumed_run = Path(folder).resolve() if Path(folder).is_symlink() else Path(folder)  # runs/latest moves on
+        if _finished(resumed_run, run):
+            print(f"{resumed_run} is finished; its encoder is {resumed_run / 'encoder.safetensors'}")
+            return 0
     # Seconds of imports wait until the options are known to be right.
     import pytorch_lightning as pl
     import torch
@@ -138,13 +143,7 @@ def train(argv: list[str] | None = None) -> int:
     # The first batch once ahead: what is wrong with the data or the population shows before a folder is claimed.
     maker(run.seed, 0, range(optimiser.batch), 0.0, optimiser.batch)
 
-    if folder:
-        out = Path(folder).resolve() if Path(folder).is_symlink() else Path(folder)  # runs/latest moves on
-        if _finished(out, run):
-            print(f"{out} is finished; its encoder is {out / 'encoder.safetensors'}")
-            return 0
-    else:
-        out = claim_folder(run.out, new_run_folder())
+    out = resumed_run or claim_folder(run.out, new_run_folder())
     module = Pretraining(encoder, objective, optimiser, run.steps)
     feed = Feed(maker, run.seed, run.steps, optimiser.batch, lambda: module.global_step, background=device == "cuda")
     if run.steps == 0:
@@ -155,15 +154,15 @@ def train(argv: list[str] | None = None) -> int:
     last = out / "checkpoints" / "last.ckpt"
     if last.exists() and (made := monitors.steps_of_checkpoint(last)) > run.steps:
         raise InputError(f"--steps {run.steps}", f"{last} has {made} behind it", f"{made} or more")
-    flat["steps"], flat["out"], flat["resume"] = run.steps, str(out), ""
+    flat["steps"], flat["out"], flat["resume"] = run.steps, "", ""  # a repetition goes to a folder of its own
     write_text(out / "config.yaml", yaml.safe_dump(plain(flat), sort_keys=False))
-    if out.parent == Path("runs"):
+    if out.resolve().parent == Path("runs").resolve():
         point_latest(out)
     print(f"run: {out}")
 
     checkpoint = monitors.Checkpoint(out / "checkpoints", run.checkpoint_every)
     graceful = monitors.GracefulStop(checkpoint)
-    watch = _watcher(source, run.watch, device) if run.watch else None
+    watch = _watcher(source, run.watch) if run.watch else None
     watch_every = max(run.monitor_every, run.steps // 8 // run.monitor_every * run.monitor_every)
     monitor = monitors.Monitor(out, feed, optimiser.batch, run.monitor_every, watch, watch_every)
     began = time.perf_counter()
@@ -222,16 +221,21 @@ def _last_line(path: Path) -> dict[str, Any]:
     return json.loads(lines[-1]) if lines else {}
 
 
-def _watcher(source: Any, rows: int, device: str) -> Any:
-    """A function that scores the frozen encoder on a few labelled rows: for watching only."""
+def _watcher(source: Any, rows: int) -> Any:
+    """A function that scores the frozen encoder on a few labelled rows, or None where they are too few."""
     from gwtwins.probes.watch import LabelledWatch
 
-    return LabelledWatch(source, rows, device) if source.count("labelled") >= 60 else None
+    if not source.count("labelled"):
+        return None
+    watch = LabelledWatch(source, rows)
+    if not watch.possible:
+        print("not watched: too few labelled rows of one class among the first", len(watch.label))
+        return None
+    return watch
 
 
 def main() -> None:
     """Entry point of gwtwins-train."""
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     sys.exit(run_command(train))
 
 

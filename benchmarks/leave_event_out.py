@@ -130,6 +130,8 @@ def run() -> int:
     parser.add_argument("--out", type=Path, default=None, help="keep runs and scans in this folder")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here too")
     args = parser.parse_args()
+    if args.all and not args.each and not args.weights:
+        raise InputError("--all", "leaves nothing to pretrain on", "--each with it, or --weights RUN")
     events = list(EVENTS) if args.all else chosen_events(args.events)
     rows = []
     with tempfile.TemporaryDirectory() as temporary:

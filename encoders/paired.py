@@ -104,9 +104,9 @@ class PairedEncoder(nn.Module):
         index = torch.arange(d, device=strain.device).expand(b, d)
         if present is None or bool(present.all()):
             return self.encode(strain.reshape(b * d, t), index.reshape(-1)).reshape(b, d, -1)
-        out = strain.new_zeros(b, d, self.embedding_dim)
+        out = torch.zeros(b, d, self.embedding_dim, device=strain.device)
         if present.any():
-            out[present] = self.encode(strain[present], index[present])
+            out[present] = self.encode(strain[present], index[present]).float()
         return out
 
     def _condition(self, strain: Tensor) -> Tensor:

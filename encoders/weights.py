@@ -25,7 +25,7 @@ from gwtwins.strain.psd import PSD
 FORMAT = "gwtwins-encoder-1"
 SHIPPED = Path(__file__).parent / "shipped"
 _MAX_JSON_BYTES = 1 << 20
-_PSD_POINTS = 1024
+_PSD_POINTS = 1 << 16  # at most: 1 MiB a detector
 
 
 def save_encoder(encoder: PairedEncoder, folder: Path, card: dict[str, Any]) -> None:
@@ -33,9 +33,11 @@ def save_encoder(encoder: PairedEncoder, folder: Path, card: dict[str, Any]) -> 
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     if encoder.shared:
         tensors = {name: value for name, value in tensors.items() if not name.startswith("v.")}
-    frequency = np.geomspace(0.9 * encoder.f_low, encoder.f_high, _PSD_POINTS)
     for name, psd in encoder.psds.items():
-        tensors[f"psd.{name}.frequency"] = torch.from_numpy(frequency.copy())
+        held = psd.frequency[(psd.frequency > 0.9 * encoder.f_low) & (psd.frequency < 1.02 * encoder.f_high)]
+        # A PSD's own points, lines and all; the two ends of the band whatever they are.
+        frequency = np.unique(np.concatenate([held[:_PSD_POINTS], [encoder.f_low, encoder.f_high]]))
+        tensors[f"psd.{name}.frequency"] = torch.from_numpy(frequency)
         tensors[f"psd.{name}.value"] = torch.from_numpy(psd.at(frequency))
     description = {
         "format": FORMAT,
@@ -96,6 +98,9 @@ def find_encoder(named: str) -> str:
         return named
     if Path("runs/latest/encoder.safetensors").is_file():
         return os.path.relpath(Path("runs/latest").resolve())
+    if Path("runs/latest").exists():
+        where = os.path.relpath(Path("runs/latest").resolve())
+        raise InputError(where, "the newest run has no encoder yet", f"--resume {where} first, or --weights")
     if shipped_names():
         return shipped_names().split(" or ")[0]
     raise InputError("--weights", "none named, no runs/latest, none shipped", "a run of train_ssl.py first")
@@ -103,9 +108,11 @@ def find_encoder(named: str) -> str:
 
 def result_folder(weights: str, kind: str) -> Path:
     """Where a result of ``kind`` goes by default: <run>/kind, or the first <run>/kind-N that is not there yet."""
-    home = Path("runs") if weights.startswith("gwtwins/") else find_weights(weights).parent
+    home = find_weights(weights).parent
+    if home.resolve().is_relative_to(SHIPPED.resolve()):
+        home = Path("runs")
     path, n = home / kind, 1
-    while path.exists():
+    while path.exists() and (not path.is_dir() or any(path.iterdir())):
         n += 1
         path = home / f"{kind}-{n}"
     return path

@@ -14,6 +14,7 @@ from gwtwins.probes.knn import KnnProbe
 from gwtwins.probes.limits import MatchedFilterBank, known_signal, snr_in_window
 from gwtwins.probes.linear import LinearProbe, labelled_subset
 from gwtwins.probes.metrics import auc, calibration, efficiency, efficiency_vs_snr
+from gwtwins.strain.conditioning import WINDOW
 from gwtwins.strain.progress import progress_bar
 from gwtwins.strain.simulated import SimulatedSource
 
@@ -102,7 +103,8 @@ def limits(source: SimulatedSource, templates: int, progress: bool = True) -> di
         ``known_signal`` with figures and ``snr`` (N,), 0 for noise; unless ``templates`` is 0 also ``bank`` (the
         marginalised statistic) and ``bank_maximum``, with figures and ``score`` (N,).
     """
-    bank = MatchedFilterBank(source, templates, progress) if templates else None
+    # The bank's spans are those of 2 s windows.
+    bank = MatchedFilterBank(source, templates, progress) if templates and source.window == WINDOW else None
     scores: dict[str, list[NDArray[np.float64]]] = {"marginalised": [], "maximum": []}
     label, snr, inside = [], [], []
     with progress_bar(source.count("test"), "matched filter", "row", progress) as bar:

@@ -18,7 +18,6 @@ from gwtwins.strain.simulated import SimulatedSource
 
 _TEMPLATE_SEED = 2  # of the bank: neither the training's waveforms nor the evaluation's
 _SPAN = 3.0  # seconds of the zero-padded correlation: nothing wraps onto the merger's range
-_SNR_RATE = 512.0  # complex samples per second of the SNR series; the band is 480 Hz wide
 _BEFORE, _AFTER = 1.93, 0.06  # seconds of a template around its merger
 _TEMPLATES_AT_ONCE = 25
 
@@ -60,14 +59,17 @@ class MatchedFilterBank:
         self.rate, self.device = source.rate, source.device
         psd_names = tuple(psd.name for psd in source.psds.values())
         bank = WaveformBank.obtain(BankRecipe(source.population, count, _TEMPLATE_SEED, psd_names), progress=progress)
-        self.n_span, self.n_snr = round(_SPAN * self.rate), round(_SPAN * _SNR_RATE)
+        self.n_span = round(_SPAN * self.rate)
+        # Complex samples hold a band as wide as their rate: 512 a second for 480 Hz.
+        self.snr_rate = 2.0 ** np.ceil(np.log2(source.f_high - source.f_low))
+        self.n_snr = round(_SPAN * self.snr_rate)
         self.low, self.high = int(np.ceil(source.f_low * _SPAN)), int(np.ceil(source.f_high * _SPAN))
         travel = [light_travel_time(source.detectors[0], name) for name in source.detectors]
-        self.reach = [int(np.ceil(t * _SNR_RATE)) for t in travel]  # samples either way from the first detector
+        self.reach = [int(np.ceil(t * self.snr_rate)) for t in travel]  # samples either way from the first detector
         earth = 0.0213
         merger = source.population.merger
-        self.first = int((merger.low - earth) * _SNR_RATE)
-        self.last = int((merger.high + earth) * _SNR_RATE) + 1
+        self.first = int((merger.low - earth) * self.snr_rate)
+        self.last = int((merger.high + earth) * self.snr_rate) + 1
         templates = [self._template(bank, source, name) for name in source.detectors]
         self.template = torch.stack([t for t, _ in templates], 1).to(self.device)  # (N, D, K) complex64
         self.weight = torch.stack([w for _, w in templates], 1).to(self.device)  # (N, D, times) 1 / norm
@@ -89,7 +91,7 @@ class MatchedFilterBank:
         cut[:, :after], cut[:, -before:] = analytic[:, :after], analytic[:, -before:]
         energy = torch.cat([cut[:, -before:], cut[:, :after]], 1).abs().double().square()
         running = torch.nn.functional.pad(energy.cumsum(1), (1, 0))  # up to each sample of the template
-        merger = torch.arange(self.first, self.last) * self.rate / _SNR_RATE
+        merger = torch.arange(self.first, self.last) * self.rate / self.snr_rate
         start = (before - merger).clamp(min=0).long()  # what came before the window is not seen
         window = round(source.window * self.rate)
         end = (before - merger + window).clamp(max=before + after).long()

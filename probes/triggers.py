@@ -150,11 +150,12 @@ def find_triggers(
         f_low, f_high: whitened band, Hz.
     """
     found = []
+    tolerance = max(TIME_TOLERANCE, series.stride / 2)
     for i in peaks(series, threshold, apart):
         part = {name: float(x) for name, x in zip(series.detectors, series.part[i]) if np.isfinite(x)}
         time = merger_time(series, int(i), pieces, f_low, f_high)
         found.append(
-            Trigger(time, float(series.stat[i]), float(series.p[i]), part, float(series.start[i]), TIME_TOLERANCE)
+            Trigger(time, float(series.stat[i]), float(series.p[i]), part, float(series.start[i]), tolerance)
         )
     return found
 

@@ -7,19 +7,19 @@ import torch
 
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.probes.knn import KnnProbe
-from gwtwins.probes.linear import LinearProbe
+from gwtwins.probes.linear import MIN_LABELS, LinearProbe
 from gwtwins.probes.metrics import auc
 from gwtwins.strain.batch import Batch
 from gwtwins.strain.sources import Source
 
 
 class LabelledWatch:
-    """AUC of a linear and of a kNN probe on the first ``rows`` labelled rows of a source.
+    """AUC of a linear and of a kNN probe on about the first ``rows`` labelled rows of a source, in whole batches.
 
     Half of them fit the probe, the other half score it; the test rows are never read.
     """
 
-    def __init__(self, source: Source, rows: int, device: str) -> None:
+    def __init__(self, source: Source, rows: int) -> None:
         self.batches: list[Batch] = []
         held = 0
         for batch in source.batches("labelled", min(rows, 256)):
@@ -28,7 +28,13 @@ class LabelledWatch:
             if held >= rows:
                 break
         self.label = np.concatenate([b.label.cpu().numpy() for b in self.batches if b.label is not None]).astype(int)
-        self.device = device
+
+    @property
+    def possible(self) -> bool:
+        """Whether either half holds enough rows of either class for a probe and an AUC."""
+        half = len(self.label) // 2
+        parts = self.label[:half], self.label[half:]
+        return half >= MIN_LABELS and all(2 <= part.sum() <= len(part) - 2 for part in parts)
 
     def __call__(self, encoder: PairedEncoder) -> dict[str, float]:
         """``linear_auc`` and ``knn_auc``; the encoder is handed back in the mode it came in."""

@@ -27,7 +27,7 @@ class OptimiserConfig:
     """How it is optimised."""
 
     batch: int = 256
-    """Rows of a step, over all processes."""
+    """Rows of a step."""
     optimiser: str = "adamw"
     """adamw or lars."""
     learning_rate: float = 2e-3
@@ -198,6 +198,7 @@ def measure_step_seconds(module: Pretraining, feed: Feed, steps: int = 24) -> fl
     state = {name: value.clone() for name, value in module.state_dict().items()}
     optimiser = torch.optim.AdamW(module.parameters(), lr=0.0)
     device = next(module.parameters()).device
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(module.config.precision)
     times = []
     module.train()
     probe = Feed(feed.maker, feed.seed, steps + 4, feed.batch, lambda: 0, background=feed.background)
@@ -206,7 +207,8 @@ def measure_step_seconds(module: Pretraining, feed: Feed, steps: int = 24) -> fl
     began = time.perf_counter()
     for views in iterator:
         views = Views(*(getattr(views, f).to(device) for f in Views.__dataclass_fields__))
-        loss = module.training_step(views, 0)
+        with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
+            loss = module.training_step(views, 0)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)

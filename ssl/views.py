@@ -50,15 +50,6 @@ def _pick(strain: Tensor, detector: Tensor) -> Tensor:
     return strain[torch.arange(len(strain), device=strain.device), detector]
 
 
-def _cross(batch: Batch, pair: Tensor, row: Tensor) -> Views:
-    """Views of the rows whose two detectors of ``pair`` (B, 2) are both present."""
-    keep = batch.present.gather(1, pair).all(dim=1)
-    strain = batch.strain
-    if not bool(keep.all()):
-        strain, pair, row = strain[keep], pair[keep], row[keep]
-    return Views(_pick(strain, pair[:, 0]), _pick(strain, pair[:, 1]), pair[:, 0], pair[:, 1], row)
-
-
 def make_views(kind: str, source: Source, augment: AugmentConfig, always: bool = False) -> ViewMaker:
     """The function ``(seed, step, rows, progress, batch) -> Views`` behind ``--views``.
 
@@ -80,22 +71,35 @@ def _detector(source: Source) -> ViewMaker:
         held = " ".join(source.detectors)
         raise InputError("--views detector", f"the data hold {held} only", "H1 or L1, and V1 or K1; or --views pairs")
     pairs = torch.tensor([(a, b) for a in hl for b in v])
-    return _from_pairs(source, pairs, lambda u, step: (u * len(pairs)).long())
+    return _from_pairs(source, pairs, lambda u, step, number: (u * number).long())
 
 
 def _pairs(source: Source) -> ViewMaker:
     pairs = torch.tensor(list(combinations(range(len(source.detectors)), 2)))
     if not len(pairs):
         raise InputError("--views pairs", "the data hold one detector", "two or more; or --views augment")
-    return _from_pairs(source, pairs, lambda u, step: torch.full((len(u),), step % len(pairs)))
+    return _from_pairs(source, pairs, lambda u, step, number: step % number)
 
 
-def _from_pairs(source: Source, pairs: Tensor, choose: Callable[[Tensor, int], Tensor]) -> ViewMaker:
+def _from_pairs(source: Source, pairs: Tensor, choose: Callable[[Tensor, int, Tensor], Tensor]) -> ViewMaker:
+    """Views of one of ``pairs`` (P, 2) in each row: the ``choose(u, step, number)``-th of the ``number`` it has."""
+
     def views(seed: int, step: int, rows: range, progress: float, batch: int) -> Views:
         windows = source.train_batch(seed, step, rows, progress, batch)
-        u = draws.uniform(seed, "views", step, rows, 1)[:, 0]
-        device = windows.strain.device
-        return _cross(windows, pairs.to(device)[choose(u, step).to(device)], torch.tensor(rows, device=device))
+        u = draws.uniform(seed, "views", step, rows, 1)[:, 0].to(windows.strain.device)
+        held = windows.present[:, pairs].all(dim=-1)  # (B, P)
+        number = held.sum(dim=1)
+        wanted = choose(u, step, number.clamp_min(1))
+        # The wanted-th of a row's pairs is where the running count of those it has first exceeds the number wanted.
+        index = (held.cumsum(dim=1) > wanted[:, None]).to(torch.int8).argmax(dim=1)
+        pair, row = pairs.to(index.device)[index], torch.tensor(rows, device=index.device)
+        strain, keep = windows.strain, number > 0
+        if not bool(keep.all()):
+            strain, pair, row = strain[keep], pair[keep], row[keep]
+        if len(row) < 2:
+            fault = f"{len(row)} of the {len(keep)} rows of step {step} have two of the detectors that are wanted"
+            raise InputError(source.spec, fault, "data in which they recorded together; or --views augment")
+        return Views(_pick(strain, pair[:, 0]), _pick(strain, pair[:, 1]), pair[:, 0], pair[:, 1], row)
 
     return views
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.population import Population
+from gwtwins.strain.processes import usable_cores
 from gwtwins.strain.progress import progress_bar
 from gwtwins.strain.psd import PSD, load_psd, names_a_file
 
@@ -187,7 +188,7 @@ Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _in_parallel(population: Population, chunks: list[np.ndarray], workers: int | None) -> Iterator[Chunk]:
-    workers = workers or min(len(os.sched_getaffinity(0)), 8)
+    workers = workers or min(usable_cores(), 8)
     populations = [population] * len(chunks)
     # A process takes seconds to import pycbc: not worth it for a few thousand waveforms at under 1 ms each.
     if workers == 1 or len(chunks) < 8:

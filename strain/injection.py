@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gwtwins.strain.bank import AFTER_MERGER, BEFORE_MERGER, BUFFER, F_KEEP, START_TAPER, WaveformBank
-from gwtwins.strain.detectors import antenna_patterns, delays_from_geocentre, light_travel_time, sidereal_time
+from gwtwins.strain.detectors import antenna_patterns, delays_from_geocentre, sidereal_time
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.population import Distribution
 from gwtwins.strain.psd import PSD
@@ -147,8 +147,3 @@ class Injector:
         coarse = (coarse * factor[..., None]).to(torch.complex64)
         product = coarse[..., None] * fine.to(torch.complex64)[..., None, :]
         return product.flatten(-2)[..., :n]
-
-
-def network_light_travel_time(detectors: tuple[str, ...]) -> float:
-    """The largest light travel time between any two of ``detectors``, seconds."""
-    return max((light_travel_time(a, b) for a in detectors for b in detectors), default=0.0)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from gwtwins.strain.errors import EXIT_TERMINATED, InputError, run_command
 from gwtwins.strain.g2net import G2NetFolder, read_window
 from gwtwins.strain.pack_blocks import Block, run_blocks, write_at
+from gwtwins.strain.processes import usable_cores
 from gwtwins.strain.progress import progress_bar
 from gwtwins.strain.window_psd import measure_psds, pretraining_rows
 from gwtwins.strain.window_store import PENDING, SKIPPED, WindowStore, create_store, offsets, read_columns
@@ -99,11 +100,6 @@ def pack(
         _refuse_existing(out, overwrite)
         os.replace(partial, out)
     return WindowStore(out)
-
-
-def usable_cores() -> int:
-    """The cores this process may run on; those of the machine where the system does not tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pending_runs(state: np.ndarray, most: int) -> Iterator[tuple[int, int]]:

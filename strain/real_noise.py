@@ -155,6 +155,12 @@ class RealNoise:
         """The detectors there is strain of."""
         return tuple(self._strips)
 
+    def typical_psd(self, detector: str) -> PSD:
+        """The PSD of the detector's longest stretch."""
+        strip = self._of(detector)
+        lengths = np.diff(np.append(strip.first, strip.strain.size))
+        return self._psds[int(strip.psd[np.argmax(lengths)])]
+
     def psd_table(self) -> list[PSD]:
         """The PSDs that :meth:`draw`'s ``psd_index`` points into: signals are whitened by the same ones."""
         return list(self._psds)

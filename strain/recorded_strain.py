@@ -64,7 +64,10 @@ class RecordedStrainSource(Source):
         ticks = np.unique(np.concatenate([np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]))
         where = np.full((len(ticks), len(self.detectors)), -1)
         for i, piece in enumerate(self.pieces):
-            where[np.searchsorted(ticks, np.arange(first[i], last[i] + 1)), self.detectors.index(piece.detector)] = i
+            tick = np.arange(first[i], last[i] + 1)
+            for low, high in piece.gates:  # filled holes: quieter than any noise
+                tick = tick[(tick * STRIDE + self.window <= low) | (tick * STRIDE >= high)]
+            where[np.searchsorted(ticks, tick), self.detectors.index(piece.detector)] = i
         return ticks * STRIDE, where
 
     def _cut(self, moments: np.ndarray) -> Batch:

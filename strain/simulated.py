@@ -67,7 +67,8 @@ class SimulationConfig:
     n_test: int = 6_000
     """Test rows, half of them signals; the same whatever the seed of the run."""
     noise: str = ""
-    """GWOSC files or a folder, joined by commas, whose off-event strain is the background; empty for Gaussian noise."""
+    """GWOSC files or folders, joined by commas, whose strain is the background, away from the mergers of
+    strain/events.py; empty for Gaussian noise."""
     noise_exclude: str = ""
     """GPS times, joined by commas, whose files give no background (to leave an event's own files out)."""
 
@@ -106,6 +107,8 @@ class SimulatedSource(Source):
         held = next((role for role in _BANK_SEEDS if self._recipe(role).path().exists()), None)
         stored = self.bank(held).psds if held else {psd: load_psd(psd) for psd in set(named)}
         self.psds = {name: stored[psd] for name, psd in zip(self.detectors, named, strict=True)}
+        if self.background:  # what an encoder takes along for raw strain is like what it saw
+            self.psds = {name: self.background.typical_psd(name) for name in self.detectors}
 
     def _recipe(self, role: str) -> BankRecipe:
         counts = {"train": self.config.bank_size} | {split: (self.count(split) + 1) // 2 for split in _SPLITS}
@@ -234,4 +237,6 @@ class SimulatedSource(Source):
     def describe(self) -> dict[str, Any]:
         """The configuration, with the population written out."""
         psds = dict(zip(self.detectors, self._psd_names, strict=True))
-        return {"source": "simulated", **asdict(self.config), "psds": psds, "population": asdict(self.population)}
+        background = {"background": self.background.describe()} if self.background else {}
+        signals = {"psds": psds, "population": asdict(self.population)}
+        return {"source": "simulated", **background, **asdict(self.config), **signals}

@@ -18,7 +18,7 @@ from gwtwins.strain.bank import BankRecipe, WaveformBank
 from gwtwins.strain.conditioning import Conditioner
 from gwtwins.strain.detectors import antenna_patterns, sidereal_time
 from gwtwins.strain.errors import InputError
-from gwtwins.strain.injection import Extrinsic, Injector, draw_extrinsic, network_light_travel_time
+from gwtwins.strain.injection import Extrinsic, Injector, draw_extrinsic
 from gwtwins.strain.population import Distribution, Population
 from gwtwins.strain.psd import DEFAULT_PSDS
 from pycbc_reference import F_MAX, FREQUENCY, SPAN, N, merger_offset, reference, series, whitened
@@ -277,9 +277,3 @@ def test_at_the_ends_of_the_allowed_merger_times_nothing_wraps(bank: WaveformBan
     assert ((early[..., :-975] - middle[..., 975:]).abs() < 2e-3 * loudest).all()
     assert (early[..., -975:].abs() < 0.02 * loudest).all()
     assert ((late[..., 1995:] - middle[..., :-1995]).abs() < 2e-3 * loudest).all()
-
-
-def test_the_networks_light_travel_time() -> None:
-    assert network_light_travel_time(("H1", "L1")) == pytest.approx(0.010013, abs=1e-6)
-    assert network_light_travel_time(("H1", "L1", "V1")) == pytest.approx(0.027288, abs=1e-6)
-    assert network_light_travel_time(("H1",)) == 0.0
