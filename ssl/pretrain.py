@@ -73,6 +73,9 @@ class Pretraining(pl.LightningModule):
         """The latest step's ``loss``, ``projections`` (two of (N, P)) and ``embedding`` (N, E), for the monitors."""
 
     def training_step(self, views: Views, batch_idx: int) -> Tensor:
+        if len(views) < 2:
+            fault = f"{len(views)} rows of step {self.global_step} have the detectors that the views are made of"
+            raise InputError("data", fault, "detectors that recorded together; or --views augment")
         rows = torch.cat([views.first, views.second])  # (2 N, T)
         detector = torch.cat([views.first_detector, views.second_detector])
         embedding = self.encoder.encode(rows, detector)  # (2 N, E)

@@ -96,9 +96,6 @@ def _from_pairs(source: Source, pairs: Tensor, choose: Callable[[Tensor, int, Te
         strain, keep = windows.strain, number > 0
         if not bool(keep.all()):
             strain, pair, row = strain[keep], pair[keep], row[keep]
-        if len(row) < 2:
-            fault = f"{len(row)} of the {len(keep)} rows of step {step} have two of the detectors that are wanted"
-            raise InputError(source.spec, fault, "data in which they recorded together; or --views augment")
         return Views(_pick(strain, pair[:, 0]), _pick(strain, pair[:, 1]), pair[:, 0], pair[:, 1], row)
 
     return views

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ _MADE_ANYWHERE = {"__pycache__", ".cache", ".hypothesis", "lightning_logs", ".DS
 _MADE_ENDINGS = (".egg-info", "_cache", ".tmp", ".partial")
 
 matplotlib.use("Agg")
+# A shell that starts the tests in the background has Ctrl-C ignored, and what is ignored is inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Two threads: what the smallest machine has, and the same sums in the same order everywhere.
 torch.set_num_threads(2)
 hypothesis.settings.register_profile("gwtwins", derandomize=True, deadline=None, database=None)

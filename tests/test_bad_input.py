@@ -197,7 +197,10 @@ def test_a_folder_that_holds_no_data(refused: Callable[..., str], here: Path) ->
     refused(*PROBE, "--weights", "empty", says=("empty",))
 
 
-def test_neither_weights_nor_a_run_to_take_them_from(refused: Callable[..., str]) -> None:
+def test_neither_weights_nor_a_run_to_take_them_from(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("gwtwins.encoders.weights.SHIPPED", tmp_path / "none-shipped")
     refused(*PROBE, "--data", "windows.hdf5", says=("--weights", "runs/latest"))
 
 
