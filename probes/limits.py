@@ -48,8 +48,9 @@ class MatchedFilterBank:
     For each template and time the squared SNRs of the detectors are combined within the light travel time from the
     first; ``maximum`` is the largest sum over templates and times, ``marginalised`` the logarithm of the mean of
     exp(rho^2 / 2): an approximate likelihood ratio with delays, templates and times averaged over. Both are
-    incoherent: they do not ask the detectors' amplitudes and phases to fit one sky position. SNRs are sampled as sparsely
-    as the band allows, every 2 ms for 480 Hz, which costs 1% of the SNR on average: the true limit lies a little higher.
+    incoherent: they do not ask the detectors' amplitudes and phases to fit one sky position. SNRs are
+    sampled as sparsely as the band allows, every 2 ms for 480 Hz, which costs 1% of them on average: the true limit
+    lies a little higher.
 
     Args:
         source: whose population, PSDs and window are searched.
