@@ -57,10 +57,10 @@ def probe(argv: list[str] | None = None) -> int:
     """Parse, embed, fit or load, score, report; the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     (config, simulation), flat = parse("eval_probe.py", __doc__, [ProbeConfig, SimulationConfig], argv)
-    import torch
 
     from gwtwins.encoders.weights import describe_weights, find_encoder, load_encoder
     from gwtwins.probes.features import KINDS
+    from gwtwins.strain.device import choose_device
     from gwtwins.strain.sources import Window, open_source
 
     began = time.perf_counter()
@@ -69,9 +69,7 @@ def probe(argv: list[str] | None = None) -> int:
     for name, least in (("seed", 0), ("label_draws", 1), ("templates", 0)):
         if getattr(config, name) < least:
             raise InputError(f"--{name.replace('_', '-')}", f"{getattr(config, name)}", f"{least} or more")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise InputError(f"--device {config.device}", "is not to be had here", "cpu, cuda or auto")
+    device = choose_device(config.device)
     if config.data == "simulated" and not config.probe:
         from gwtwins.probes.linear import parse_frac
 

@@ -91,17 +91,15 @@ def scan(argv: list[str] | None = None) -> int:
     if not flat["files"]:
         raise InputError("scan_strain.py", "no files given", "GWOSC HDF5 files, or folders of them")
     began = time.perf_counter()
-    import torch
 
     from gwtwins.encoders.weights import describe_weights, find_encoder, find_weights, load_encoder, result_folder
     from gwtwins.probes.features import fingerprint
     from gwtwins.probes.linear import LinearProbe
     from gwtwins.probes.scan import scan as slide
     from gwtwins.probes.triggers import find_triggers, usual_threshold, write_events, write_triggers
+    from gwtwins.strain.device import choose_device
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise InputError(f"--device {config.device}", "is not to be had here", "cpu, cuda or auto")
+    device = choose_device(config.device)
     weights = find_encoder(config.weights)
     encoder = load_encoder(weights, device)
     fitted = config.probe or str(find_weights(weights).parent / "probe")

@@ -108,7 +108,6 @@ def train(argv: list[str] | None = None) -> int:
             return 0
     # Seconds of imports wait until the options are known to be right.
     import pytorch_lightning as pl
-    import torch
 
     from gwtwins.encoders.paired import PairedEncoder
     from gwtwins.encoders.weights import save_encoder
@@ -117,6 +116,7 @@ def train(argv: list[str] | None = None) -> int:
     from gwtwins.ssl.pretrain import Feed, Pretraining, measure_step_seconds
     from gwtwins.ssl.run_plots import plot_run
     from gwtwins.ssl.views import make_views
+    from gwtwins.strain.device import choose_device
     from gwtwins.strain.sources import Window, open_source
 
     optimiser.check()
@@ -127,9 +127,7 @@ def train(argv: list[str] | None = None) -> int:
         raise InputError("monitors", given, "at least 1, 1 and 0")
     if not 0 <= run.seed < 2**32:
         raise InputError("--seed", f"{run.seed}", "0 to 4294967295")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if run.device == "auto" else run.device
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise InputError(f"--device {run.device}", "is not to be had here", "cpu, cuda or auto")
+    device = choose_device(run.device)
     pl.seed_everything(run.seed, verbose=False)
     encoder = PairedEncoder(run.encoder, run.encoder_args, shared=run.shared, f_low=run.f_low, f_high=run.f_high)
     window = Window(encoder.rate, encoder.window, run.f_low, run.f_high)

@@ -260,7 +260,7 @@ def _stack(theme: Theme, d: int) -> tuple[Figure, list[tuple[Axes, Axes]], Axes]
     def panel(y: float, tall: float, inset: float = 0.0) -> Axes:
         across = width - left - right - 2 * inset
         ax = figure.add_axes(((left + inset) / width, y / height, across / width, tall / height))
-        _style(ax, theme)
+        style(ax, theme)
         ax.yaxis.label.set_fontsize(8.5)
         return ax
 
@@ -289,11 +289,12 @@ def _from_one(curve: tuple[Array, Array], n_noise: int) -> tuple[Array, Array]:
 def _axes(theme: Theme) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor=theme.paper, layout="constrained")
     ax = figure.add_subplot()
-    _style(ax, theme)
+    style(ax, theme)
     return figure, ax
 
 
-def _style(ax: Axes, theme: Theme) -> None:
+def style(ax: Axes, theme: Theme) -> None:
+    """Thin axes at the left and below, a faint grid behind the data, all in the theme's colours."""
     ax.set_facecolor(theme.paper)
     ax.tick_params(colors=theme.ink, which="both", labelsize=8.5, width=0.6, length=3)
     ax.tick_params(which="minor", length=1.5)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from gwtwins.probes.plots import DPI, ENERGY_TOP, LIGHT, Theme
+from gwtwins.probes.plots import DPI, ENERGY_TOP, LIGHT, Theme, style
 from gwtwins.probes.qtransform import q_transform
 from gwtwins.probes.scan import Series, strain_between
 from gwtwins.probes.triggers import LOUDEST_TO_MERGER, Trigger
@@ -46,8 +46,8 @@ def statistic(
     d = len(analysed)
     figure = Figure(figsize=(9.0, 3.3 + 0.22 * d), dpi=DPI, facecolor=theme.paper, layout="constrained")
     main, bars = figure.subplots(2, 1, sharex=True, height_ratios=[3.0, 0.22 * d])
-    _style(main, theme)
-    _style(bars, theme)
+    style(main, theme)
+    style(bars, theme)
     delay = series.window - LOUDEST_TO_MERGER
     inside = (series.start >= span.start) & (series.start < span.end)
     time, stat = series.start[inside] + delay - span.start, series.stat[inside]
@@ -99,7 +99,7 @@ def trigger(
     image = None
     for (wave, tiles), name in zip(panels.T, detectors):
         for ax in (wave, tiles):
-            _style(ax, theme)
+            style(ax, theme)
             ax.set_xlim(-BEFORE, AFTER)
         wave.set_ylim(-reach, reach)
         own = f"{name} adds {shown.part[name]:+.1f}" if name in shown.part else f"{name} absent"
@@ -158,17 +158,3 @@ def _label_bars(ax: Axes, analysed: dict[str, list[Span]], span: Span, theme: Th
     ax.set_yticklabels(list(analysed), color=theme.ink)
     ax.grid(False)
     ax.tick_params(axis="y", length=0)
-
-
-def _style(ax: Axes, theme: Theme) -> None:
-    ax.set_facecolor(theme.paper)
-    ax.tick_params(colors=theme.ink, which="both", labelsize=8.5, width=0.6, length=3)
-    for side, spine in ax.spines.items():
-        spine.set_color(theme.ink)
-        spine.set_linewidth(0.6)
-        spine.set_visible(side in ("left", "bottom"))
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.label.set_color(theme.ink)
-        axis.label.set_fontsize(9.5)
-    ax.grid(color=theme.faint, lw=0.5)
-    ax.set_axisbelow(True)
