@@ -112,6 +112,7 @@ def test_the_wheel_has_the_licence_and_the_commands(unpacked: Path) -> None:
         "gwtwins-train": "gwtwins.train_ssl:main",
         "gwtwins-probe": "gwtwins.eval_probe:main",
         "gwtwins-scan": "gwtwins.scan_strain:main",
+        "gwtwins-embed": "gwtwins.probes.embed:main",
     }
 
 
