@@ -50,10 +50,13 @@ def _pick(strain: Tensor, detector: Tensor) -> Tensor:
     return strain[torch.arange(len(strain), device=strain.device), detector]
 
 
-def make_views(kind: str, source: Source, augment: AugmentConfig, always: bool = False) -> ViewMaker:
+def make_views(
+    kind: str, source: Source, augment: AugmentConfig, always: bool = False, shortest: float = 0.0, hop: float = 0.0
+) -> ViewMaker:
     """The function ``(seed, step, rows, progress, batch) -> Views`` behind ``--views``.
 
     Every choice is a function of (seed, step, global row). With ``always`` the views of any kind are augmented on top.
+    With ``shortest`` they are cut to a length between that and the whole window, in steps of ``hop`` seconds.
 
     Raises:
         InputError: an unknown kind, or a source without the detectors, or the noise, that it needs.
@@ -61,7 +64,8 @@ def make_views(kind: str, source: Source, augment: AugmentConfig, always: bool =
     if kind not in _MAKERS:
         raise InputError(f"--views {kind}", "not a kind of views", ", ".join(_MAKERS))
     maker = _MAKERS[kind](source)
-    return _augmented(maker, source, augment) if always or kind == "augment" else maker
+    maker = _augmented(maker, source, augment) if always or kind == "augment" else maker
+    return _cut(maker, source, shortest, hop) if shortest else maker
 
 
 def _detector(source: Source) -> ViewMaker:
@@ -85,25 +89,29 @@ def _from_pairs(source: Source, pairs: Tensor, choose: Callable[[Tensor, int, Te
     """Views of one of ``pairs`` (P, 2) in each row: the ``choose(u, step, number)``-th of the ``number`` it has."""
 
     def views(seed: int, step: int, rows: range, progress: float, batch: int) -> Views:
-        windows = source.train_batch(seed, step, rows, progress, batch)
-        u = draws.uniform(seed, "views", step, rows, 1)[:, 0].to(windows.strain.device)
-        held = windows.present[:, pairs].all(dim=-1)  # (B, P)
-        number = held.sum(dim=1)
-        wanted = choose(u, step, number.clamp_min(1))
-        # The wanted-th of a row's pairs is where the running count of those it has first exceeds the number wanted.
-        index = (held.cumsum(dim=1) > wanted[:, None]).to(torch.int8).argmax(dim=1)
-        pair, row = pairs.to(index.device)[index], torch.tensor(rows, device=index.device)
-        strain, keep = windows.strain, number > 0
-        if not bool(keep.all()):
-            strain, pair, row = strain[keep], pair[keep], row[keep]
-        return Views(_pick(strain, pair[:, 0]), _pick(strain, pair[:, 1]), pair[:, 0], pair[:, 1], row)
+        u = draws.hashed_uniform(seed, "views", step, rows, 1)[:, 0]
+
+        def pair(present: Tensor) -> Tensor:
+            held = present[:, pairs.to(present.device)].all(dim=-1)  # (B, P)
+            number = held.sum(dim=1).clamp_min(1)
+            wanted = choose(u.to(present.device), step, number)
+            # The wanted-th of a row's pairs is where the running count of those it has first exceeds it.
+            index = (held.cumsum(dim=1) > wanted[:, None]).to(torch.int8).argmax(dim=1)
+            return pairs.to(present.device)[index]
+
+        windows, which = source.train_chosen(seed, step, rows, progress, batch, pair)
+        keep, row = windows.present.all(dim=1), torch.tensor(rows, device=which.device)
+        strain = windows.strain
+        if not bool(keep.all()):  # of a row without any pair both were chosen, and one is absent
+            strain, which, row = strain[keep], which[keep], row[keep]
+        return Views(strain[:, 0], strain[:, 1], which[:, 0], which[:, 1], row)
 
     return views
 
 
 def _one_detector(batch: Batch, seed: int, step: int, rows: range) -> tuple[Tensor, Tensor]:
     """A present detector of each row (N,), and the rows that have one at all (B,) bool."""
-    u = draws.uniform(seed, "views", step, rows, batch.strain.shape[1]).to(batch.strain.device)
+    u = draws.hashed_uniform(seed, "views", step, rows, batch.strain.shape[1]).to(batch.strain.device)
     detector = torch.where(batch.present, u, -1.0).argmax(dim=1)
     return detector, batch.present.any(dim=1)
 
@@ -146,6 +154,29 @@ def _augmented(maker: ViewMaker, source: Source, config: AugmentConfig) -> ViewM
         first = augmenter(made.first, seed, step, left, "augment first", made.first_detector)
         second = augmenter(made.second, seed, step, left, "augment second", made.second_detector)
         return replace(made, first=first, second=second)
+
+    return views
+
+
+def _cut(maker: ViewMaker, source: Source, shortest: float, hop: float) -> ViewMaker:
+    """Views cut to one length a step, at a place of each row that both of its views share.
+
+    Where a merger lies in a window is then no guide to what is noise, and an encoder's memory cannot count from the
+    window's ends: frames of long strain are those of windows.
+    """
+    longest = round(source.window / hop)
+    least = round(shortest / hop)
+    if not 0 < least <= longest:
+        raise InputError("--crop", f"{shortest:g} s", f"{hop:g} to {source.window:g} s, or 0")
+    samples = round(hop * source.rate)
+
+    def views(seed: int, step: int, rows: range, progress: float, batch: int) -> Views:
+        made = maker(seed, step, rows, progress, batch)
+        length = least + int(draws.hashed_uniform(seed, "crop length", step, [0], 1) * (longest - least + 1))
+        u = draws.hashed_uniform(seed, "crop", step, made.row.tolist(), 1).to(made.first.device)
+        start = (u * (longest - length + 1)).long() * samples  # (N, 1)
+        index = start + torch.arange(length * samples, device=start.device)
+        return replace(made, first=made.first.gather(1, index), second=made.second.gather(1, index))
 
     return views
 

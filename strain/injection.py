@@ -113,12 +113,14 @@ class Injector:
         first = self.k_low - bank.k_low
         self.waveform = bank.waveform[:, first : first + self.k_high - self.k_low].to(device)  # (N, K, 2)
 
-    def __call__(self, draw: Extrinsic, psd_index: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, draw: Extrinsic, psd_index: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Whitened signals (B, D, T) float32 and each detector's optimal SNR (B, D) float64.
 
         Args:
             draw: B draws.
             psd_index: (B, D) int64, which PSD whitens each row and detector.
+            which: (B, V) int64, the detectors that are wanted of each row; the others are not made, and the results
+                are (B, V, T) and (B, V). All by default.
         """
         gmst = sidereal_time(draw.gps)
         pattern = antenna_patterns(self.detectors, draw.ra, draw.dec, draw.psi, gmst)  # (B, D, 2)
@@ -129,6 +131,10 @@ class Injector:
         snr = response.abs() * self.sigma[psd_index, draw.index[:, None]]  # at 1 Mpc
         inverse_distance = draw.snr[:, None] / torch.linalg.vector_norm(snr, dim=1, keepdim=True)
         factor = response * inverse_distance * self.amplitude[draw.index][:, None]
+        snr = snr * inverse_distance
+        if which is not None:
+            factor, delay, snr = factor.gather(1, which), delay.gather(1, which), snr.gather(1, which)
+            psd_index = psd_index.gather(1, which)
 
         held = torch.view_as_complex(self.waveform[draw.index].to(torch.float32))  # (B, K)
         spectrum = held[:, None] * self.gain[psd_index]  # (B, D, K)
@@ -136,7 +142,7 @@ class Injector:
         whole = torch.zeros(*spectrum.shape[:2], self.n_buffer // 2 + 1, dtype=torch.complex64, device=self.device)
         whole[..., self.k_low : self.k_high] = spectrum
         signal = torch.fft.irfft(whole, n=self.n_buffer)[..., : self.n_window]
-        return signal.contiguous(), snr * inverse_distance
+        return signal.contiguous(), snr
 
     def _shift(self, factor: Tensor, seconds: Tensor) -> Tensor:
         """``factor * exp(-2 pi i f seconds)`` (B, D, K) complex64, from two short tables whose product it is."""

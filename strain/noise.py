@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -25,19 +25,20 @@ def gaussian_noise(
     window: float,
     f_low: float,
     f_high: float,
+    normal: Callable[[int, str, int, Iterable[int], int], Tensor] = draws.normal,
 ) -> Tensor:
     """Band-limited white noise of variance 1, (B, D, T) float32, a function of (seed, stream, step, row).
 
-    Drawn in the frequency domain, where only the bins inside the band cost random numbers.
+    Drawn in the frequency domain, where only the bins inside the band cost random numbers; ``normal`` draws them.
     """
     rows = list(rows)
     period = window + _PERIOD_EXCESS
     n, n_window = round(period * rate), round(window * rate)
     low, high = band_bins(n, rate, f_low, f_high)
     k = high - low
-    drawn = draws.normal(seed, stream, step, rows, n_detectors * k * 2)
+    drawn = normal(seed, stream, step, rows, n_detectors * k * 2)
     drawn = torch.view_as_complex(drawn.view(len(rows), n_detectors, k, 2))
     spectrum = torch.zeros(len(rows), n_detectors, n // 2 + 1, dtype=torch.complex64)
     # Unit real and imaginary parts have twice unit power: variance is 2 K E|X|^2 / N^2 = 4 K / N^2 without the factor.
-    spectrum[..., low:high] = drawn * (n / np.sqrt(4 * k))
+    torch.mul(drawn, n / np.sqrt(4 * k), out=spectrum[..., low:high])
     return torch.fft.irfft(spectrum, n=n)[..., :n_window].contiguous()

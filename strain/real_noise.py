@@ -3,13 +3,15 @@
 Each detector's moment is drawn independently of the others' (time slides), so nothing that reached several
 detectors stays coincident: what is coincident in a drawn row is coincident by chance. With M usable seconds
 of a detector in common with another, their windows of 2 s overlap in real time in about 4 / M of the rows;
-known events are left out.
+known events are left out. Rows of different use can draw from different seconds (:mod:`gwtwins.strain.noise_roles`).
 """
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from gwtwins.strain.draws import uniform
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.events import EVENTS
 from gwtwins.strain.gwosc import read_gwosc
+from gwtwins.strain.noise_roles import stretches
 from gwtwins.strain.psd import PSD
 from gwtwins.strain.recording import Conditioned, condition_recording
 
@@ -69,6 +72,7 @@ class RealNoise:
         self.rate = rates[0]
         times = [event.gps for event in EVENTS] if exclude is None else list(exclude)
         self._excluded = [(t - before, t + after) for t in times] + list(exclude_spans)
+        self._name = "real noise"
         self._psds: list[PSD] = []
         self._strips: dict[str, _Strip] = {}
         for detector in sorted({piece.detector for piece in pieces}):
@@ -125,16 +129,20 @@ class RealNoise:
         rate: float = RATE,
         f_low: float = F_LOW,
         f_high: float = F_HIGH,
+        avoid: Sequence[float] = (),
     ) -> RealNoise:
-        """From ``spec`` (see :func:`strain_files`); else as :meth:`from_files`."""
-        return cls.from_files(strain_files(spec), leave_out=leave_out, rate=rate, f_low=f_low, f_high=f_high)
+        """From ``spec`` (see :func:`strain_files`), away from the known mergers and from the GPS times ``avoid``."""
+        times = [*(event.gps for event in EVENTS), *avoid]
+        return cls.from_files(strain_files(spec), times, leave_out=leave_out, rate=rate, f_low=f_low, f_high=f_high)
 
     def _strip(self, pieces: list[Conditioned]) -> _Strip:
         first = np.concatenate([[0], np.cumsum([piece.strain.size for piece in pieces])]).astype(np.int64)
         spans = []
+        excluded = np.array(self._excluded, float).reshape(-1, 2)
         for piece, offset in zip(pieces, first, strict=False):
             usable = np.ones(piece.strain.size, bool)
-            for start, end in [*self._excluded, *piece.gates]:
+            near = excluded[(excluded[:, 1] > piece.gps_start) & (excluded[:, 0] < piece.gps_end)]
+            for start, end in [*near, *piece.gates]:
                 inside = (np.array([start, end]) - piece.gps_start) * self.rate
                 low, high = np.clip([np.floor(inside[0]), np.ceil(inside[1])], 0, usable.size).astype(int)
                 usable[low:high] = False
@@ -149,6 +157,26 @@ class RealNoise:
             indices,
             np.concatenate(spans),
         )
+
+    def only(self, role: str) -> RealNoise:
+        """The part of it that is for "train", "labelled" or "test" rows, with the same table of PSDs."""
+        part = copy.copy(self)
+        part._name = f"real noise for {role} rows (--noise-split)"
+        part._strips = {name: replace(strip, spans=self._within(strip, role)) for name, strip in self._strips.items()}
+        return part
+
+    def _within(self, strip: _Strip, role: str) -> np.ndarray:
+        """(K, 2) the strip's usable sample ranges as far as they are for that role."""
+        spans = []
+        for start, stop in strip.spans:
+            piece = np.searchsorted(strip.first, start, side="right") - 1
+            first, gps = strip.first[piece], strip.gps[piece]
+            seconds = gps + (np.array([start, stop]) - first) / self.rate
+            for stretch in stretches(role, *seconds):
+                # The first sample at or after each border; GPS times in float64 hold a thousandth of a sample.
+                low, high = first + np.ceil((np.array(stretch) - gps) * self.rate - 1e-2).astype(np.int64)
+                spans.append((max(low, start), min(high, stop)))
+        return np.array(spans, np.int64).reshape(-1, 2)
 
     @property
     def detectors(self) -> tuple[str, ...]:
@@ -184,7 +212,7 @@ class RealNoise:
         room = np.concatenate([[0], np.cumsum(np.maximum(spans[:, 1] - spans[:, 0] - samples + 1, 0))])
         if room[-1] == 0:
             fault = f"no usable stretch of {detector} is {samples / self.rate:g} s long"
-            raise InputError("real noise", fault, "more strain, or fewer exclusions")
+            raise InputError(self._name, fault, "more strain, or fewer exclusions")
         return room
 
     def draw(
@@ -246,3 +274,19 @@ def strain_files(spec: str) -> list[Path]:
             raise InputError(part, "no .hdf5 file in this folder", "GWOSC strain files")
         files += found
     return files
+
+
+def gps_times(option: str, text: str) -> list[float]:
+    """GPS times joined by commas, or those of a text file that holds one on each line.
+
+    Raises:
+        InputError: neither; it names ``option``.
+    """
+    try:
+        listed = Path(text).read_text().replace("\n", ",") if os.path.isfile(text) else text
+        times = [float(part) for part in listed.split(",") if part.strip()]
+    except (ValueError, OSError):
+        times = [np.nan]
+    if not np.isfinite(times).all():
+        raise InputError(option, text, "GPS times joined by commas, or a text file of one on each line")
+    return times

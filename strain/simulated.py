@@ -14,11 +14,12 @@ from gwtwins.strain.bank import BankRecipe, WaveformBank
 from gwtwins.strain.batch import Batch
 from gwtwins.strain.detectors import detector
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.glitches import add_glitches, snr_range
 from gwtwins.strain.injection import Injector, draw_extrinsic
 from gwtwins.strain.noise import gaussian_noise
 from gwtwins.strain.population import Population
 from gwtwins.strain.psd import DEFAULT_PSDS, load_psd
-from gwtwins.strain.sources import Source, Window
+from gwtwins.strain.sources import Choose, Source, Window
 
 _EPOCH = 1_260_000_000.0  # GPS seconds; simulated rows fall within the sidereal day after it
 _DAY = 86164.0
@@ -42,6 +43,8 @@ class _Rows:
     """Seed, stream, step and rows of the noise."""
     snr_high: float
     ids: list[str]
+    absent: str
+    """Stream of which detectors are absent; empty for rows with neither absent detectors nor glitches."""
 
 
 @dataclass
@@ -71,10 +74,29 @@ class SimulationConfig:
     strain/events.py; empty for Gaussian noise."""
     noise_exclude: str = ""
     """GPS times, joined by commas, whose files give no background (to leave an event's own files out)."""
+    noise_avoid: str = ""
+    """GPS times, joined by commas, or a text file with one on each line: no background from 8 s before to 2 s after."""
+    noise_split: bool = True
+    """Whether training, labelled and test rows take background from different seconds (1/2, 1/4 and 1/4 of blocks of
+    8 s). If not, each may use all of it: for short data, and where a scan of other files is what counts."""
+    glitch_fraction: float = 0.0
+    """Probability that a detector's window holds a simulated glitch, in pretraining and labelled rows."""
+    glitch_snr: str = "8,100"
+    """Lowest and highest SNR of a glitch in its detector, joined by a comma; log-uniform."""
+    absent: float = 0.0
+    """Probability that a detector is absent from a pretraining or labelled row; one is always left. A signal's network
+    SNR stays that in all detectors: an absent one costs sensitivity."""
+    test_disturbed: bool = False
+    """Whether glitch_fraction and absent hold for test rows too."""
 
 
 class SimulatedSource(Source):
-    """Signals of a population in Gaussian noise of known PSDs, or in real off-event noise."""
+    """Signals of a population in Gaussian noise of known PSDs, or in real off-event noise.
+
+    A batch's truth also holds ``snr_detector`` (B, D), the optimal SNR in each detector (0 where it is absent, while
+    ``snr`` is that in all detectors of the source), ``bank_index`` (B,), and ``glitch_snr`` (B, D), 0 for none. Labels
+    are about signals alone.
+    """
 
     spec = "simulated"
     fresh_noise = True
@@ -88,9 +110,9 @@ class SimulatedSource(Source):
             raise InputError("--detectors", config.detectors, "each detector once")
         self.rate, self.window, self.f_low, self.f_high = window.rate, window.seconds, window.f_low, window.f_high
         self.population = Population.load(config.population)
-        for name, value in (("signal_fraction", config.signal_fraction), ("curriculum_end", config.curriculum_end)):
-            if not 0 <= value <= 1:
-                raise InputError(f"--{name}", f"{value}", "0 to 1")
+        for name in ("signal_fraction", "curriculum_end", "glitch_fraction", "absent"):
+            if not 0 <= getattr(config, name) <= 1:
+                raise InputError(f"--{name}", f"{getattr(config, name)}", "0 to 1")
         for name, least in (("bank_size", 1), ("n_labelled", 0), ("n_test", 0), ("curriculum_snr", 0)):
             if getattr(config, name) < least:
                 raise InputError(f"--{name}", f"{getattr(config, name)}", f"{least} or more")
@@ -102,7 +124,10 @@ class SimulatedSource(Source):
         self._banks: dict[str, WaveformBank] = {}
         self._injectors: dict[str, Injector] = {}
         self._psd_names = tuple(named)
+        self._glitch_snr = snr_range("--glitch_snr", config.glitch_snr)
         self.background = self._open_background()
+        split = self.background if config.noise_split else None
+        self._noise_of = {role: split.only(role) for role in _BANK_SEEDS} if split else {}
         # A bank holds the PSDs it was made for: with one at hand, nothing here imports pycbc.
         held = next((role for role in _BANK_SEEDS if self._recipe(role).path().exists()), None)
         stored = self.bank(held).psds if held else {psd: load_psd(psd) for psd in set(named)}
@@ -146,9 +171,22 @@ class SimulatedSource(Source):
         first, second = "train noise", "train second noise"
         return self._train(seed, step, rows, progress, first), self._train(seed, step, rows, progress, second)
 
+    def train_chosen(
+        self, seed: int, step: int, rows: range, progress: float, batch: int, choose: Choose
+    ) -> tuple[Batch, Tensor]:
+        if self.background is not None:
+            return super().train_chosen(seed, step, rows, progress, batch, choose)
+        made = self._training_rows(seed, step, rows, progress, "train noise")
+        which = choose(self._present(made))
+        return replace(self._make(made, which=which), label=None), which.to(self.device)
+
     def _train(self, seed: int, step: int, rows: range, progress: float, noise: str) -> Batch:
-        u = draws.uniform(seed, "train", step, rows, 10)
-        made = _Rows(
+        made = self._training_rows(seed, step, rows, progress, noise)
+        return replace(self._make(made), label=None)  # pretraining never sees it
+
+    def _training_rows(self, seed: int, step: int, rows: range, progress: float, noise: str) -> _Rows:
+        u = draws.hashed_uniform(seed, "train", step, rows, 10)
+        return _Rows(
             bank="train",
             u=u[:, 2:],
             index=(u[:, 1] * len(self.bank("train"))).long(),
@@ -156,8 +194,8 @@ class SimulatedSource(Source):
             noise=(seed, noise, step, rows),
             snr_high=self.snr_high(progress),
             ids=[f"train-{seed}-{step}-{row}" for row in rows],
+            absent="train absent",
         )
-        return replace(self._make(made), label=None)  # pretraining never sees it
 
     def prepare(self, split: str) -> None:
         self.bank(split)
@@ -183,19 +221,27 @@ class SimulatedSource(Source):
                 noise=(_EVALUATION_SEED, "evaluation noise", step, rows),
                 snr_high=self.population.snr.high,
                 ids=[f"{split}-{row:06d}" for row in rows],
+                absent="" if split == "test" and not self.config.test_disturbed else "evaluation absent",
             )
             yield self._make(made, signal)
 
-    def _make(self, rows: _Rows, keep_signal: bool = False) -> Batch:
-        """Noise, and signals added to the rows that have one."""
-        strain, psd_index = self._noise(*rows.noise)
+    def _make(self, rows: _Rows, keep_signal: bool = False, which: Tensor | None = None) -> Batch:
+        """Noise, glitches, and signals added to the rows that have one; zero where a detector is absent.
+
+        With ``which`` (B, V) only these detectors are made of each row.
+        """
         n, here = len(rows.ids), rows.is_signal
+        present = self._present(rows)
+        if which is not None:
+            present = present.gather(1, which)
+        strain, psd_index = self._noise(rows, None if which is None else which.shape[1])
         gps = _EPOCH + _DAY * rows.u[:, 7]
         truth = {
             "snr": torch.zeros(n, dtype=torch.float64),
             "merger": torch.full((n,), torch.nan, dtype=torch.float64),
-            "snr_detector": torch.zeros(n, len(self.detectors), dtype=torch.float64),
+            "snr_detector": torch.zeros(present.shape, dtype=torch.float64),
             "bank_index": rows.index,
+            "glitch_snr": self._glitches(rows, strain, present),
         }
         if keep_signal:
             truth["signal"] = torch.zeros_like(strain)
@@ -203,40 +249,65 @@ class SimulatedSource(Source):
             u, index, start = (x[here].to(self.device) for x in (rows.u, rows.index, gps))
             draw = draw_extrinsic(u, index, self.population.merger, self.population.snr, start, rows.snr_high)
             where = here.to(self.device)
-            signal, snr_detector = self.injector(rows.bank)(draw, psd_index[where])
+            chosen = None if which is None else which[here].to(self.device)
+            signal, snr_detector = self.injector(rows.bank)(draw, psd_index[where], chosen)
             strain[where] += signal
             truth["snr"][here], truth["merger"][here] = draw.snr.cpu(), draw.merger.cpu()
             truth["snr_detector"][here] = snr_detector.cpu()
             if keep_signal:
                 truth["signal"][where] = signal
-        present = torch.ones(n, len(self.detectors), dtype=torch.bool, device=self.device)
+        if not present.all():
+            for values in (strain, truth["snr_detector"], *([truth["signal"]] if keep_signal else [])):
+                values[~present.to(values.device)] = 0.0
+        present = present.to(self.device)
         return Batch(strain, present, gps, here.to(torch.float32).to(self.device), rows.ids, truth)
 
-    def _noise(self, seed: int, stream: str, step: int, rows: range) -> tuple[Tensor, Tensor]:
-        """Noise (B, D, T) and which PSD of the table whitened each row and detector (B, D)."""
+    def _present(self, rows: _Rows) -> Tensor:
+        """(B, D) bool. Where chance takes every detector away, one of them, at random, stays."""
+        if not (rows.absent and self.config.absent):
+            return torch.ones(len(rows.ids), len(self.detectors), dtype=torch.bool)
+        seed, _, step, numbers = rows.noise
+        uniform = draws.hashed_uniform if rows.bank == "train" else draws.uniform
+        u = uniform(seed, rows.absent, step, numbers, len(self.detectors))
+        return (u >= self.config.absent) | (u == u.amax(dim=1, keepdim=True))
+
+    def _glitches(self, rows: _Rows, strain: Tensor, present: Tensor) -> Tensor:
+        """Add glitches to ``strain`` in place; their SNRs (B, D)."""
+        if not (rows.absent and self.config.glitch_fraction):
+            return torch.zeros(present.shape, dtype=torch.float64)
+        seed, stream, step, numbers = rows.noise  # as noise: another noise draw has other glitches
+        w, fraction, draw = self.shape, self.config.glitch_fraction, (seed, f"{stream} glitches", step, numbers)
+        return add_glitches(strain, present, fraction, self._glitch_snr, draw, w.rate, w.f_low, w.f_high)
+
+    def _noise(self, rows: _Rows, windows: int | None = None) -> tuple[Tensor, Tensor]:
+        """Noise (B, D, T), or so many windows of each row, and which PSD of the table whitened each detector (B, D)."""
         w, n = self.shape, len(self.detectors)
+        seed, stream, step, numbers = rows.noise
         if self.background is not None:
-            strain, psd_index = self.background.draw(self.detectors, seed, stream, step, rows, w.samples)
+            noise = self._noise_of.get(rows.bank, self.background)
+            strain, psd_index = noise.draw(self.detectors, seed, stream, step, numbers, w.samples)
         else:
-            strain = gaussian_noise(seed, stream, step, rows, n, w.rate, w.seconds, w.f_low, w.f_high)
-            psd_index = torch.arange(n).expand(len(rows), n)
+            normal = draws.seeded_normal if rows.bank == "train" else draws.normal
+            band = w.rate, w.seconds, w.f_low, w.f_high
+            strain = gaussian_noise(seed, stream, step, numbers, windows or n, *band, normal)
+            psd_index = torch.arange(n).expand(len(numbers), n)
         return strain.to(self.device), psd_index.to(self.device)
 
     def _open_background(self) -> Any:
         if not self.config.noise:
             return None
-        from gwtwins.strain.real_noise import RealNoise
+        from gwtwins.strain.real_noise import RealNoise, gps_times
 
-        w = self.shape
-        try:
-            exclude = [float(t) for t in self.config.noise_exclude.split(",") if t]
-        except ValueError as error:
-            raise InputError("--noise_exclude", self.config.noise_exclude, "GPS times joined by commas") from error
-        return RealNoise.from_spec(self.config.noise, exclude, w.rate, w.f_low, w.f_high)
+        w, config = self.shape, self.config
+        exclude = gps_times("--noise_exclude", config.noise_exclude)
+        avoid = gps_times("--noise_avoid", config.noise_avoid)
+        return RealNoise.from_spec(config.noise, exclude, w.rate, w.f_low, w.f_high, avoid)
 
     def describe(self) -> dict[str, Any]:
         """The configuration, with the population written out."""
         psds = dict(zip(self.detectors, self._psd_names, strict=True))
         background = {"background": self.background.describe()} if self.background else {}
+        for role, part in self._noise_of.items():
+            background["background"][f"{role}_seconds"] = {name: part.seconds(name) for name in self.detectors}
         signals = {"psds": psds, "population": asdict(self.population)}
         return {"source": "simulated", **background, **asdict(self.config), **signals}

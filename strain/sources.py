@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from gwtwins.strain.batch import Batch
 from gwtwins.strain.conditioning import F_HIGH, F_LOW, RATE, WINDOW
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.psd import PSD
+
+Choose = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -60,6 +65,19 @@ class Source:
             batch: rows of the step's global batch, ``len(rows)`` if not given.
         """
         raise NotImplementedError
+
+    def train_chosen(
+        self, seed: int, step: int, rows: range, progress: float, batch: int, choose: Choose
+    ) -> tuple[Batch, Tensor]:
+        """As `train_batch`, with the strain of some detectors of each row alone: (B, V, T), and which they are (B, V).
+
+        ``choose`` takes the detectors that each row has, (B, D) bool, and gives those wanted, (B, V) int64. A
+        source that makes its data need not make the others.
+        """
+        whole = self.train_batch(seed, step, rows, progress, batch)
+        which = choose(whole.present)
+        row = torch.arange(len(whole), device=which.device)[:, None]
+        return replace(whole, strain=whole.strain[row, which], present=whole.present[row, which], truth={}), which
 
     def train_pair(
         self, seed: int, step: int, rows: range, progress: float = 0.0, batch: int | None = None

@@ -54,10 +54,10 @@ def run(config: Path, out: Path, *options: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of strain files of all three detectors, 40 s each."""
+    """A folder of strain files of all three detectors, 80 s each: with noise for each kind of rows."""
     folder = tmp_path_factory.mktemp("strain")
     for seed, detector in enumerate(("H1", "L1", "V1")):
-        write_gwosc(folder / f"{detector}.hdf5", long_noise(40, 2048, seed), 2048, detector)
+        write_gwosc(folder / f"{detector}.hdf5", long_noise(80, 2048, seed), 2048, detector)
     return folder
 
 

@@ -8,23 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.stats import binom, kstest
 
 from gwosc_writer import GPS_START, coloured_noise, write_gwosc
 from gwtwins.strain.conditioning import Conditioner
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.events import EVENTS
+from gwtwins.strain.noise_roles import BLOCK, ROLES, role_of, stretches
 from gwtwins.strain.psd import PSD
-from gwtwins.strain.real_noise import AFTER, BEFORE, RealNoise
+from gwtwins.strain.real_noise import AFTER, BEFORE, RealNoise, gps_times
 from gwtwins.strain.recording import Conditioned
 
 RATE = 1024.0
 T = 2048
 
 
-def ramp(
-    detector: str, gps: float, seconds: float, gates: list[tuple[float, float]] | None = None
-) -> Conditioned:
+def ramp(detector: str, gps: float, seconds: float, gates: list[tuple[float, float]] | None = None) -> Conditioned:
     """A piece whose samples are their own GPS times, in seconds after the start of the tests' epoch."""
     n = round(seconds * RATE)
     psd = PSD(np.array([1.0, 1000.0]), np.full(2, 1e-46), f"{detector} {gps:.0f}")
@@ -119,6 +118,101 @@ def test_what_is_not_there_is_an_input_error(noise: RealNoise) -> None:
         RealNoise([ramp("H1", GPS_START, 4.0), other])
 
 
+def test_blocks_are_shared_out_as_stated_and_without_a_pattern() -> None:
+    roles = [role_of(block) for block in range(120_000_000, 120_020_000)]
+    for role, share in ROLES.items():
+        assert 1e-3 < binom.cdf(roles.count(role), len(roles), share) < 1 - 1e-3
+        again = sum(a == b == role for a, b in zip(roles[:-1], roles[1:], strict=True))
+        assert 1e-4 < binom.cdf(again, len(roles) - 1, share**2) < 1 - 1e-4
+    # Fixed for good: what was a test second once is one for ever.
+    assert [role_of(block) for block in range(148_342_730, 148_342_738)] == [
+        "labelled",
+        "labelled",
+        "train",
+        "train",
+        "test",
+        "test",
+        "train",
+        "test",
+    ]
+
+
+def test_the_stretches_of_the_roles_are_all_of_a_time_and_each_second_once() -> None:
+    start, end = GPS_START + 3.25, GPS_START + 203.5
+    found = sorted(stretch for role in ROLES for stretch in stretches(role, start, end))
+    assert found[0][0] == start and found[-1][1] == end
+    assert all(one[1] == other[0] and one[1] % BLOCK == 0 for one, other in zip(found[:-1], found[1:], strict=True))
+
+
+def test_parts_of_the_noise_never_share_a_second_of_any_detector() -> None:
+    """Nor does one of Hanford coincide with another's of Livingston: what reached both stays in one role."""
+    pieces = [
+        ramp("H1", GPS_START + 0.3, 333.0, gates=[(GPS_START + 60.0, GPS_START + 61.5)]),
+        ramp("H1", GPS_START + 340.5, 100.0),
+        ramp("L1", GPS_START + 7.7, 400.0),
+    ]
+    noise = RealNoise(pieces, exclude=[GPS_START + 200.0])
+    seconds: dict[str, set[int]] = {}
+    for role in ROLES:
+        part = noise.only(role)
+        strain, index, gps = part.at(("H1", "L1"), torch.rand(4000, 2, dtype=torch.float64), T)
+        whole = noise.at(("H1", "L1"), torch.rand(4, 2, dtype=torch.float64), T)
+        assert part.psd_table() == noise.psd_table() and strain.shape[1:] == whole[0].shape[1:]
+        np.testing.assert_allclose(strain[..., 0].numpy(), gps.numpy() - GPS_START, atol=1e-4)
+        np.testing.assert_allclose(strain[..., -1].numpy() - strain[..., 0].numpy(), (T - 1) / RATE, atol=1e-4)
+        first, last = gps.numpy(), gps.numpy() + (T - 1) / RATE
+        assert all(role_of(int(t // BLOCK)) == role for t in np.concatenate([first.ravel(), last.ravel()]))
+        seconds[role] = {s for a, b in zip(first.ravel(), last.ravel(), strict=True) for s in range(int(a), int(b) + 1)}
+        assert len(seconds[role]) > 50
+    assert not seconds["train"] & seconds["labelled"] | seconds["train"] & seconds["test"]
+    assert not seconds["labelled"] & seconds["test"]
+
+
+def test_the_parts_are_all_of_the_noise(noise: RealNoise) -> None:
+    parts = [noise.only(role) for role in ROLES]
+    for name in noise.detectors:
+        assert sum(part.seconds(name) for part in parts) == noise.seconds(name)
+    assert [part.describe()["usable_seconds"]["V1"] for part in parts] == [part.seconds("V1") for part in parts]
+
+
+def test_a_part_without_room_says_which_rows_have_none() -> None:
+    short = RealNoise([ramp("H1", GPS_START, 8.0)])  # one block
+    roomless = [role for role in ROLES if role != role_of(GPS_START // int(BLOCK))]
+    for role in roomless:
+        with pytest.raises(InputError, match=f"real noise for {role} rows .*no usable stretch of H1 is 2 s long"):
+            short.only(role).draw(("H1",), 0, "noise", 0, range(4), T)
+
+
+def test_real_files_leave_each_role_noise_of_each_detector(gwosc: Path) -> None:
+    noise = RealNoise.from_spec(str(gwosc), rate=1024.0)
+    for name in noise.detectors:
+        for role, least in (("train", 70), ("labelled", 40), ("test", 25)):
+            assert noise.only(role).starts(name, T) / 1024 > least
+
+
+def test_gps_times_come_from_a_list_or_a_file(tmp_path: Path) -> None:
+    assert gps_times("--noise-avoid", "") == []
+    assert gps_times("--noise-avoid", "1126259462.4,1186741861.5") == [1126259462.4, 1186741861.5]
+    many = [1e9 + i for i in range(500)]  # longer than a file's name can be
+    assert gps_times("--noise-avoid", ",".join(map(str, many))) == many
+    (tmp_path / "times.txt").write_text("1126259462.4\n\n1186741861.5\n")
+    assert gps_times("--noise-avoid", str(tmp_path / "times.txt")) == [1126259462.4, 1186741861.5]
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe1")
+    for wrong in ("soon", "1e9;2e9", "inf", str(tmp_path), str(tmp_path / "binary.txt")):
+        with pytest.raises(InputError, match="--noise-avoid: .*; expected GPS times joined by commas"):
+            gps_times("--noise-avoid", wrong)
+
+
+def test_times_to_avoid_come_on_top_of_the_known_mergers(gwosc: Path) -> None:
+    files = sorted(gwosc.glob("*GW170814*"))
+    spec, event = ",".join(map(str, files)), next(e for e in EVENTS if e.name == "GW170814")
+    whole = RealNoise.from_spec(spec, rate=1024.0)
+    some = RealNoise.from_spec(spec, rate=1024.0, avoid=[event.gps - 8.0])
+    assert some.seconds("L1") == pytest.approx(whole.seconds("L1") - 8.0, abs=0.01)
+    gps = some.at(("H1", "L1", "V1"), torch.rand(500, 3, dtype=torch.float64), T)[2]
+    assert ((gps + 2.0 <= event.gps - 16.0 + 1e-3) | (gps >= event.gps + AFTER - 1e-3)).all()
+
+
 def test_256_rows_of_three_detectors_take_less_than_10_ms(noise: RealNoise) -> None:
     taken = []
     for step in range(12):
@@ -151,9 +245,7 @@ def test_a_spec_names_files_and_folders_and_times_to_leave_out(tmp_path: Path) -
     strain = coloured_noise(24, 1024)
     for i, detector in enumerate(("H1", "L1")):
         write_gwosc(tmp_path / f"{detector}.hdf5", strain[: 12 * 1024], 1024, detector)
-        write_gwosc(
-            tmp_path / f"{detector}-later.hdf5", strain[12 * 1024 :], 1024, detector, GPS_START + 12 + i
-        )
+        write_gwosc(tmp_path / f"{detector}-later.hdf5", strain[12 * 1024 :], 1024, detector, GPS_START + 12 + i)
     everything = RealNoise.from_spec(str(tmp_path), rate=1024.0)
     assert everything.seconds("H1") == everything.seconds("L1") == 22.0
     some = RealNoise.from_spec(f"{tmp_path / 'H1.hdf5'},{tmp_path / 'L1-later.hdf5'}", rate=1024.0)

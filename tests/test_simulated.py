@@ -13,6 +13,9 @@ import torch
 import yaml
 from scipy.stats import binom, kstest
 
+from gwosc_writer import GPS_START, coloured_noise, write_gwosc
+from gwtwins.ssl.augment import AugmentConfig
+from gwtwins.ssl.views import make_views
 from gwtwins.strain.batch import Batch
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.population import POPULATIONS
@@ -236,7 +239,7 @@ def test_1024_hz_is_every_second_sample_of_2048_hz(small_source: SimulatedSource
         torch.testing.assert_close(draw(coarse).strain, fine.strain[..., ::2], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("detectors", ["V1,L1", "H1", "H1,L1,V1,K1"])
+@pytest.mark.parametrize("detectors", ["V1,L1", "H1", "K1", "L1,K1", "H1,V1,K1", "H1,L1,V1,K1"])
 def test_other_networks(cache: Path, detectors: str) -> None:
     given = source(detectors=detectors, bank_size=16, n_test=8, n_labelled=8)
     names = tuple(detectors.split(","))
@@ -248,6 +251,10 @@ def test_other_networks(cache: Path, detectors: str) -> None:
     torch.testing.assert_close(each.norm(dim=1), rows.truth["snr"][1::2])
     if names[:2] == ("V1", "L1"):
         assert each[:, 0].mean() < each[:, 1].mean()  # in the order asked for
+    train = given.train_batch(0, 0, range(8))
+    assert train.strain.shape == (8, len(names), 4096) and train.present.all()
+    # What is left when the signals are taken away is noise of variance 1, in each.
+    np.testing.assert_allclose(noise_alone(rows).var(dim=(0, 2)), 1.0, atol=0.05)
 
 
 def test_psds_of_ones_own(cache: Path, tmp_path: Path) -> None:
@@ -286,6 +293,166 @@ def test_there_are_no_unlabelled_rows_to_run_through(small_source: SimulatedSour
     assert small_source.count("unlabelled") == 0 and list(small_source.batches("unlabelled")) == []
 
 
+def fingerprint(strain: torch.Tensor) -> torch.Tensor:
+    """(B, D): how much of each window lies along one fixed chirp; any change of a row moves it."""
+    t = torch.arange(strain.shape[-1], dtype=torch.float64)
+    return strain.double() @ torch.cos(0.3 * t + 1e-4 * t**2)
+
+
+def test_the_rows_of_the_defaults_stay_what_they_are(small_source: SimulatedSource) -> None:
+    """Figures are compared across versions. Rows 0, 1 and 5, and all squares' sum, as in the first version."""
+    stored = {
+        "labelled": ([[-87.181, 84.753, 78.787], [5.914, 24.165, 8.026], [-17.17, -98.829, -53.15]], 661745.5),
+        "test": ([[43.915, 10.691, 45.108], [12.338, -3.599, 16.15], [173.321, 53.227, 25.349]], 778859.1),
+    }
+    rows = {
+        "labelled": all_of(small_source, "labelled"),
+        "test": all_of(small_source, "test"),
+    }
+    for name, (three, total) in stored.items():
+        found = fingerprint(rows[name].strain)
+        np.testing.assert_allclose(found[[0, 1, 5]], three, rtol=0, atol=2e-3, err_msg=name)
+        assert found.square().sum().item() == pytest.approx(total, rel=1e-5)
+        assert rows[name].present.all() and (rows[name].truth["glitch_snr"] == 0).all()
+
+
+def test_glitches_and_absent_detectors_never_reach_the_test_rows_unasked(small_source: SimulatedSource) -> None:
+    expected = all_of(small_source, "test", signal=True)
+    rows = all_of(source(glitch_fraction=0.5, absent=0.5), "test", signal=True)
+    assert torch.equal(rows.strain, expected.strain) and torch.equal(rows.present, expected.present)
+    assert all(torch.equal(rows.truth[k].nan_to_num(), expected.truth[k].nan_to_num()) for k in expected.truth)
+    asked = all_of(source(glitch_fraction=0.5, absent=0.5, test_disturbed=True), "test")
+    assert (asked.truth["glitch_snr"] > 0).any() and not asked.present.all()
+
+
+@pytest.mark.parametrize("split", ["train", "labelled"])
+def test_glitches_are_in_the_rows_and_detectors_that_say_so_and_nowhere_else(
+    small_source: SimulatedSource, split: str
+) -> None:
+    def rows(given: SimulatedSource) -> Batch:
+        return given.train_batch(0, 3, range(100), 1.0) if split == "train" else all_of(given, split)
+
+    plain, glitchy = rows(small_source), rows(source(glitch_fraction=0.3, glitch_snr="20,40"))
+    snr, difference = glitchy.truth["glitch_snr"], (glitchy.strain - plain.strain).double()
+    carries = snr > 0
+    assert 1e-3 < binom.cdf(int(carries.sum()), carries.numel(), 0.3) < 1 - 1e-3
+    assert (difference[~carries] == 0).all() and glitchy.present.all()
+    found = (2 * 480 / 2048 * difference.square().sum(-1)).sqrt()
+    torch.testing.assert_close(found[carries], snr[carries], rtol=1e-3, atol=0)
+    assert ((snr[carries] >= 20) & (snr[carries] <= 40)).all()
+    # The label is about signals only, and these are where they were, with or without a glitch on top.
+    assert torch.equal(glitchy.truth["snr"], plain.truth["snr"])
+    signal = glitchy.truth["snr"] > 0
+    assert carries[signal].any() and carries[~signal].any()
+    if split == "labelled":
+        assert glitchy.label is not None and torch.equal(glitchy.label == 1, signal)
+
+
+@pytest.mark.parametrize("detectors", ["H1,L1,V1", "L1,K1", "V1"])
+def test_detectors_are_absent_as_often_as_asked_and_one_is_always_left(cache: Path, detectors: str) -> None:
+    given, n = source(detectors=detectors, absent=0.5), detectors.count(",") + 1
+    batch = given.train_batch(0, 0, range(1500))
+    away = ~batch.present
+    assert batch.present.any(1).all()
+    probability = 0.5 - 0.5**n / n  # where all would be, one of them is called back
+    for d in range(n):
+        assert 1e-3 < binom.cdf(int(away[:, d].sum()), 1500, probability) < 1 - 1e-3 or probability == 0
+    assert bool(away.any()) == (n > 1)
+    assert (batch.strain[away] == 0).all() and (batch.strain[~away] != 0).any(-1).all()
+    assert (batch.truth["snr_detector"][away] == 0).all()
+
+
+def test_a_signals_snr_is_that_in_all_detectors_whichever_are_absent(small_source: SimulatedSource) -> None:
+    whole, part = all_of(small_source, "labelled", signal=True), all_of(source(absent=0.4), "labelled", signal=True)
+    assert not part.present.all()
+    assert torch.equal(part.truth["snr"], whole.truth["snr"])
+    assert torch.equal(part.strain[part.present], whole.strain[part.present])
+    for key in ("signal", "snr_detector"):
+        assert torch.equal(part.truth[key][part.present], whole.truth[key][part.present])
+        assert (part.truth[key][~part.present] == 0).all()
+    assert part.label is not None and torch.equal(part.label == 1, whole.truth["snr"] > 0)
+
+
+def test_disturbed_rows_are_the_same_however_they_are_split(cache: Path) -> None:
+    given = source(glitch_fraction=0.4, absent=0.4)
+    whole = given.train_batch(2, 11, range(24), 0.3)
+    parts = [given.train_batch(2, 11, rows, 0.3) for rows in (range(1), range(1, 15), range(15, 24))]
+    assert torch.equal(torch.cat([part.present for part in parts]), whole.present)
+    assert torch.equal(torch.cat([part.truth["glitch_snr"] for part in parts]), whole.truth["glitch_snr"])
+    torch.testing.assert_close(torch.cat([part.strain for part in parts]), whole.strain, rtol=1e-4, atol=2e-4)
+    for other in (given.train_batch(3, 11, range(24)), given.train_batch(2, 12, range(24))):
+        assert not torch.equal(other.present, whole.present)
+        assert not torch.equal(other.truth["glitch_snr"], whole.truth["glitch_snr"])
+
+
+def test_a_pair_lacks_the_same_detectors_and_has_other_glitches(cache: Path) -> None:
+    """A glitch belongs to the noise, of which the two views have one each."""
+    one, two = source(glitch_fraction=0.5, absent=0.3).train_pair(0, 4, range(64), progress=1.0)
+    assert torch.equal(one.present, two.present) and not one.present.all()
+    both = (one.truth["glitch_snr"] > 0) & (two.truth["glitch_snr"] > 0)
+    assert both.any() and (one.truth["glitch_snr"][both] != two.truth["glitch_snr"][both]).all()
+
+
+@pytest.mark.parametrize("kind", ["detector", "pairs", "noise", "augment"])
+def test_views_are_of_detectors_that_are_present(cache: Path, kind: str) -> None:
+    given = source(absent=0.5, glitch_fraction=0.2)
+    views = make_views(kind, given, AugmentConfig())(0, 2, range(64), 0.5, 64)
+    present = given.train_batch(0, 2, range(64), 0.5).present
+    for name, view in (("first", views.first), ("second", views.second)):
+        assert present[views.row, getattr(views, f"{name}_detector")].all()
+        assert (view != 0).any(-1).all()
+    held = {"detector": present[:, :2].any(1) & present[:, 2], "pairs": present.sum(1) > 1}
+    assert views.row.tolist() == torch.nonzero(held.get(kind, present.any(1)))[:, 0].tolist()
+
+
+def real_noise_files(folder: Path, seconds: int = 96) -> str:
+    for i, name in enumerate(("H1", "L1", "V1")):
+        write_gwosc(folder / f"{name}.hdf5", coloured_noise(seconds, 1024, seed=i), 1024, name)
+    return str(folder)
+
+
+def test_training_labelled_and_test_rows_take_their_noise_from_different_seconds(cache: Path, tmp_path: Path) -> None:
+    given = source(Window(rate=1024.0), noise=real_noise_files(tmp_path), bank_size=16, n_labelled=64, n_test=64)
+    train = given.train_batch(0, 0, range(200))
+    drawn = {
+        "train": train.strain[train.truth["snr"] == 0],
+        **{split: noise_alone(all_of(given, split, signal=True))[::2] for split in ("labelled", "test")},
+    }
+    for d, name in enumerate(given.detectors):
+        whole = torch.from_numpy(given.background._strips[name].strain)
+        used = torch.zeros(len(drawn), len(whole), dtype=torch.bool)
+        for role, windows in enumerate(drawn.values()):
+            for window in windows[:, d]:
+                places = torch.nonzero(whole == window[0])[:, 0].tolist()  # float32 noise: one, seldom two
+                start = next(i for i in places if torch.equal(whole[i : i + 2048], window))
+                used[role, start : start + 2048] = True
+        assert (used.sum(1) > 4 * 1024).all()
+        assert (used.sum(0) <= 1).all()
+    described = given.describe()["background"]
+    assert all(set(described[f"{role}_seconds"]) == {"H1", "L1", "V1"} for role in drawn)
+
+
+def test_without_the_split_every_row_may_take_all_the_noise(cache: Path, tmp_path: Path) -> None:
+    files = real_noise_files(tmp_path, 12)
+    options = {"noise": files, "bank_size": 16, "n_labelled": 8, "n_test": 8}
+    with pytest.raises(InputError, match=r"real noise for labelled rows \(--noise-split\): no usable stretch of H1 is"):
+        all_of(source(Window(rate=1024.0), **options), "labelled")
+    given = source(Window(rate=1024.0), noise_split=False, **options)
+    assert len(all_of(given, "test")) == 8 and "test_seconds" not in given.describe()["background"]
+
+
+def test_noise_keeps_away_from_the_times_of_ones_own_list(cache: Path, tmp_path: Path) -> None:
+    """Given on the command line, or as a file of one on each line."""
+    times = [GPS_START + 20.0, GPS_START + 60.0]
+    (tmp_path / "list.txt").write_text("".join(f"{t}\n" for t in times))
+    options = {"noise": real_noise_files(tmp_path), "noise_split": False, "bank_size": 16}
+    whole = source(Window(rate=1024.0), **options)
+    for avoid in (",".join(map(str, times)), str(tmp_path / "list.txt")):
+        given = source(Window(rate=1024.0), noise_avoid=avoid, **options)
+        for name in given.detectors:
+            assert given.background.seconds(name) == whole.background.seconds(name) - 20.0
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
@@ -304,6 +471,11 @@ def test_there_are_no_unlabelled_rows_to_run_through(small_source: SimulatedSour
         ({"n_labelled": -5}, "--n_labelled: -5"),
         ({"noise": "/nowhere/at-all"}, "/nowhere/at-all"),
         ({"noise": "/nowhere/at-all", "noise_exclude": "soon"}, "--noise_exclude"),
+        ({"noise": "/nowhere/at-all", "noise_avoid": "1e9,soon"}, "--noise_avoid: 1e9,soon; expected GPS times"),
+        ({"noise": "/nowhere/at-all", "noise_avoid": "nan"}, "--noise_avoid: nan"),
+        ({"glitch_fraction": 1.1}, "--glitch_fraction: 1.1; expected 0 to 1"),
+        ({"glitch_snr": "100,8"}, "--glitch_snr: 100,8; expected two numbers"),
+        ({"absent": -0.5}, "--absent: -0.5; expected 0 to 1"),
     ],
 )
 def test_bad_options_are_refused(cache: Path, changes: dict[str, Any], fault: str) -> None:
