@@ -39,8 +39,9 @@ class ProbeConfig:
     """Folder of the result; <run>/probe if empty."""
     seed: int = 0
     """Seed of the draw of labels and of the folds. The test rows do not depend on it."""
-    features: str = "concat"
-    """concat (the detectors' embeddings side by side) or coherent (their products too)."""
+    features: str = ""
+    """concat (the detectors' embeddings side by side) or coherent (what the detectors show at the same moment too);
+    coherent if empty, unless the encoder embeds whole windows without frames in time."""
     probe: str = ""
     """Folder of a saved probe: score the data with it instead of fitting one, and write submission.csv."""
     label_counts: list[int] = dataclasses.field(default_factory=lambda: [20, 60, 200, 600])
@@ -64,7 +65,7 @@ def probe(argv: list[str] | None = None) -> int:
     from gwtwins.strain.sources import Window, open_source
 
     began = time.perf_counter()
-    if config.features not in KINDS:
+    if config.features and config.features not in KINDS:
         raise InputError(f"--features {config.features}", "is not known", " or ".join(KINDS))
     for name, least in (("seed", 0), ("label_draws", 1), ("templates", 0)):
         if getattr(config, name) < least:
@@ -119,24 +120,28 @@ def judge(
     if n_labelled == 0 or source.count("test") == 0:
         raise InputError(config.data, "holds no labelled rows", "labels, or --probe FILE to score windows without")
     n_labels = parse_frac(config.frac, n_labelled)
+    kind = config.features or ("coherent" if encoder.frames else "concat")
+    if kind == "coherent" and not encoder.frames:  # before anything is embedded
+        fault = f"encoder {encoder.name} embeds whole windows, without frames in time to compare"
+        raise InputError("--features coherent", fault, "--features concat")
     out = claim_folder(config.out, result_folder(weights, "probe"))
     train = embed(encoder, source, "labelled", device=device)
     test = embed(encoder, source, "test", device=device)
-    result = evaluate(train, test, n_labels, config.seed, config.features)
+    result = evaluate(train, test, n_labels, config.seed, kind)
     figures = result.figures
     counts = [n for n in config.label_counts if 10 <= n <= n_labelled]
-    figures["by_labels"] = label_curve(train, test, counts, config.label_draws, config.seed, config.features)
+    figures["by_labels"] = label_curve(train, test, counts, config.label_draws, config.seed, kind)
     found = limits(source, config.templates) if hasattr(source, "bank") and not source.background else {}
     rows = ("score", "snr")  # of each test row: for the report, not for probe.json
     shown = {name: {k: v for k, v in limit.items() if k not in rows} for name, limit in found.items()}
     figures["limit"] = shown or None
     figures["frac"] = config.frac
-    figures["features"] = config.features
+    figures["features"] = kind
     figures["context"] = context
     figures["versions"] = versions()
     figures["seconds"]["total"] = round(time.perf_counter() - began, 1)
     result.probe.save(out / "probe.safetensors", plain(figures))
-    figures["linear_probe"] = {**result.probe.about, "features": config.features}
+    figures["linear_probe"] = {**result.probe.about, "features": kind}
     write_scores(out / "predictions.csv", test.ids, result.probability, test.label, result.score)
     chosen = choose_examples(result.score, test.label, test.snr)
     examples = gather_examples(source, "test", chosen, result.score)
@@ -187,25 +192,18 @@ def summary(figures: dict[str, Any]) -> str:
 
 def predict(config: ProbeConfig, encoder: Any, source: Any, device: str, weights: str) -> Path:
     """Score every window with a saved probe and write submission.csv."""
-    import numpy as np
 
     from gwtwins.encoders.weights import result_folder
     from gwtwins.probes.features import embed
     from gwtwins.probes.linear import LinearProbe
     from gwtwins.probes.predictions import write_scores
-    from gwtwins.probes.scan import noise_reference
 
     fitted = LinearProbe.load(config.probe)
     split = "submission" if source.count("submission") else "all"
     features = embed(encoder, source, split, device=device)
     fitted.check_encoder(features.encoder, features.detectors, config.probe)
-    if not features.present.all():  # as in a scan: an absent detector counts as one that heard noise
-        reference = noise_reference(encoder, device)  # (D, E)
-        absent = ~features.present
-        features.embeddings[absent] = np.broadcast_to(reference, features.embeddings.shape)[absent]
-        features.present[:] = True
     out = claim_folder(config.out, result_folder(weights, "submission"))
-    write_scores(out / "submission.csv", features.ids, fitted.probability(features.embeddings, features.present))
+    write_scores(out / "submission.csv", features.ids, fitted.probability(features.embeddings, None, features.together))
     print(f"{len(features):,} windows scored: {out / 'submission.csv'}")
     return out
 

@@ -35,6 +35,9 @@ class RunConfig:
     """What two views are: detector (H1 or L1 against V1), pairs (of detectors), noise (draws) or augment."""
     augment: bool = False
     """Augment the views of any kind (--aug-... options); --views augment always does."""
+    crop: float = 1.75
+    """Shortest length, in seconds, that views are cut to, at a random place; 0 for whole windows. An encoder that makes
+    no frames in time always takes whole windows."""
     data: str = "simulated"
     """simulated, a packed HDF5 file, a folder in the G2Net layout, or GWOSC files joined by commas."""
     out: str = ""
@@ -137,7 +140,8 @@ def train(argv: list[str] | None = None) -> int:
         run.encoder, run.encoder_args, source.detectors, run.shared, source.psds, run.f_low, run.f_high
     )
     objective = Objective(objective_config, encoder.embedding_dim)
-    maker = make_views(run.views, source, augment, run.augment)
+    cut = (run.crop, encoder.hop) if encoder.frames else ()
+    maker = make_views(run.views, source, augment, run.augment, *cut)
     # The first batch once ahead: what is wrong with the data or the population shows before a folder is claimed.
     maker(run.seed, 0, range(optimiser.batch), 0.0, optimiser.batch)
 

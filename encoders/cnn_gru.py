@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -37,16 +38,16 @@ class CnnGruConfig:
     """How the stem's filters start."""
     width: int = bounded(48, 4, 1024)
     """Channels of the convolutions."""
-    layers: int = bounded(3, 1, 16)
-    """Convolutions after the stem."""
+    strides: tuple[int, ...] = bounded((4, 1, 2), 1, 64)
+    """Frames that each convolution moves on by, one number a convolution: so that the GRU takes few steps."""
     conv_kernel: int = bounded(5, 1, 31)
     """Frames each convolution sees."""
-    reduce: int = bounded(4, 1, 64)
-    """Frames that the last convolution makes one of, so that the GRU takes fewer steps."""
     hidden: int = bounded(64, 4, 1024)
     """Units of the GRU in each direction."""
     pooling: str = field(default="mean_max", metadata={"choices": tuple(POOLINGS)})
     """How frames become one vector."""
+    pool_from: float = bounded(1.0, 0.0, 64.0)
+    """Seconds into a window from which frames are pooled, the others give context: mergers lie near a window's end."""
     embedding: int = bounded(128, 4, 8192)
     """Numbers in the embedding."""
 
@@ -63,11 +64,17 @@ class CnnGru(nn.Module):
         if not c.stride <= c.kernel <= round(c.rate * c.window):
             fault = f"kernel {c.kernel}, stride {c.stride}, {c.window:g} s at {c.rate:g} Hz"
             raise InputError("encoder cnn_gru", fault, "stride <= kernel <= samples of the window")
+        self.hop = c.stride * math.prod(c.strides) / c.rate
+        """Seconds from one frame of `sequence` to the next."""
+        self.pool_start = round(c.pool_from / self.hop)
+        """Frames of a window before the first that is pooled."""
+        if self.pool_start >= round(c.window / self.hop):
+            fault = f"pool_from {c.pool_from:g} s, frames of {self.hop:g} s"
+            raise InputError("encoder cnn_gru", fault, f"a frame or more within the window of {c.window:g} s")
         self.stem = LogPowerStem(c.bands, c.q, c.kernel, c.stride, c.f_low, c.f_high, c.rate, c.stem == "sine_gaussian")
         blocks: list[nn.Module] = [nn.BatchNorm1d(self.stem.channels)]
         channels = self.stem.channels
-        for i in range(c.layers):
-            step = c.reduce if i == c.layers - 1 else 1
+        for step in c.strides:
             conv = nn.Conv1d(channels, c.width, c.conv_kernel, step, c.conv_kernel // 2, bias=False)
             blocks += [conv, nn.BatchNorm1d(c.width), nn.ReLU(inplace=True)]
             channels = c.width
@@ -76,8 +83,14 @@ class CnnGru(nn.Module):
         self.pool = POOLINGS[c.pooling]()
         self.head = nn.Linear(2 * c.hidden * self.pool.expansion, c.embedding)
 
+    def sequence(self, x: Tensor) -> Tensor:
+        """(N, 1, T) of any length to frames in time, (N, L, C); frame l stands for ``[l, l + 1) * hop`` seconds."""
+        return self.gru(self.cnn(self.stem(x)).transpose(1, 2))[0]
+
+    def pooled(self, sequence: Tensor) -> Tensor:
+        """Frames (N, L, C) to one vector, (N, J)."""
+        return self.pool(sequence.transpose(1, 2))
+
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 1, T) to (N, E)."""
-        frames = self.cnn(self.stem(x))  # (N, C, T')
-        sequence, _ = self.gru(frames.transpose(1, 2))  # (N, T', 2 H)
-        return self.head(self.pool(sequence.transpose(1, 2)))  # (N, E)
+        """Windows (N, 1, T) to (N, E)."""
+        return self.head(self.pooled(self.sequence(x)[:, self.pool_start :]))

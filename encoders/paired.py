@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,9 +12,23 @@ from torch import Tensor, nn
 from gwtwins.encoders import registry
 from gwtwins.strain.conditioning import F_HIGH, F_LOW, Conditioner
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.noise import gaussian_noise
 from gwtwins.strain.psd import PSD
 
+_NOISE_ROWS = 256  # windows: the mean of what a detector shows in noise is then good to 0.06 standard deviations
+
 BRANCH = {"H1": "hl", "L1": "hl", "V1": "v", "K1": "v"}
+
+
+@dataclass(frozen=True)
+class NoiseReference:
+    """What whitened Gaussian noise looks like to an encoder, on average."""
+
+    embedding: Tensor
+    """(D, E)."""
+    together: Tensor | None
+    """(2^D, J) what is shown together by each set of detectors, bit d of the index for detector d; None where the
+    encoder makes no frames."""
 
 
 class PairedEncoder(nn.Module):
@@ -51,6 +67,7 @@ class PairedEncoder(nn.Module):
             raise InputError(f"encoder {name}", f"band {f_low:g}-{f_high:g} Hz", "0 < f_low < f_high")
         if f_high > self.rate / 2:
             raise InputError(f"encoder {name}", f"works at {self.rate:g} Hz", f"at least twice f_high = {f_high:g} Hz")
+        self._reference: tuple[object, NoiseReference] | None = None
         self._conditioners: dict[tuple[int, str], Conditioner] = {}
 
     @property
@@ -72,15 +89,130 @@ class PairedEncoder(nn.Module):
     def encode(self, x: Tensor, detector: Tensor) -> Tensor:
         """Rows of single detectors (N, T) to (N, E); ``detector`` (N,) indexes `detectors`."""
         x = self.decimate(x)[:, None].float().contiguous()
+        return self._by_branch(lambda branch, rows: branch(rows), x, detector)
+
+    @property
+    def frames(self) -> bool:
+        """Whether the encoder makes frames in time, so that detectors can be compared moment by moment."""
+        return hasattr(self.hl, "sequence")
+
+    @property
+    def hop(self) -> float:
+        """Seconds between the frames of `sequence`.
+
+        Raises:
+            InputError: the encoder makes no frames.
+        """
+        hop = getattr(self.hl, "hop", None)
+        if hop is None:
+            raise InputError(f"encoder {self.name}", "embeds whole windows, without frames in time", "cnn_gru")
+        return hop
+
+    def sequence(self, x: Tensor, detector: Tensor) -> Tensor:
+        """Frames in time (N, L, C) of rows of single detectors (N, T) at the encoder's own rate, of any length.
+
+        Frame l stands for ``[l, l + 1) * hop`` seconds. ``detector`` (N,) indexes `detectors`. Of a window those from
+        `pool_start` on are pooled.
+
+        Raises:
+            InputError: the encoder makes no frames.
+        """
+        self.hop  # noqa: B018  says so where there are none
+        return self._by_branch(lambda branch, rows: branch.sequence(rows), x[:, None].float().contiguous(), detector)
+
+    @property
+    def pool_start(self) -> int:
+        """Frames of a window before the first that is pooled: they give context alone."""
+        return getattr(self.hl, "pool_start", 0)
+
+    def encode_stretch(self, x: Tensor, detector: Tensor) -> Tensor:
+        """(N, T) rows of single detectors at the encoder's own rate, of any length, to (N, E).
+
+        Pooled over all of their frames: pretraining must not learn where in a window to look, or what long strain
+        shows would not be what windows show.
+        """
+        if not self.frames:
+            return self.encode(x, detector)
+        return self._embed(self.sequence(x, detector), detector)
+
+    @torch.no_grad()
+    def noise_reference(self) -> NoiseReference:
+        """What whitened Gaussian noise looks like on average; kept until the weights change."""
+        state = [*self.parameters(), *self.buffers()]
+        device = state[0].device
+        version = (str(device), tuple((tensor.data_ptr(), tensor._version) for tensor in state))
+        if self._reference is None or self._reference[0] != version:
+            modes = {module: module.training for module in self.modules()}
+            self.eval()  # BatchNorm would learn from it
+            try:
+                self._reference = version, self._measure_noise(device)
+            finally:
+                for module, training in modes.items():
+                    module.training = training
+        return self._reference[1]
+
+    def _measure_noise(self, device: torch.device) -> NoiseReference:
+        d = len(self.detectors)
+        band = self.rate, self.window, self.f_low, self.f_high
+        noise = gaussian_noise(0, "absent detectors", 0, range(_NOISE_ROWS), d, *band).to(device)  # (R, D, T)
+        each = [torch.full((_NOISE_ROWS,), i, device=device) for i in range(d)]
+        if not self.frames:
+            parts = [self.encode(noise[:, i], each[i]) for i in range(d)]
+            return NoiseReference(torch.stack([part.float().mean(dim=0) for part in parts]), None)
+        start = self.pool_start
+        sequences = [self.sequence(noise[:, i], each[i])[:, start:].float() for i in range(d)]  # (R, L, C) each
+        pooled = [self._embed(s, which).float().mean(dim=0) for s, which in zip(sequences, each, strict=True)]
+        together = []
+        for present in range(1 << d):
+            chosen = [s for i, s in enumerate(sequences) if present >> i & 1] or sequences
+            together.append(self.hl.pooled(torch.stack(chosen).sum(dim=0)).mean(dim=0))
+        return NoiseReference(torch.stack(pooled), torch.stack(together))
+
+    def network(self, strain: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Embeddings (B, D, E), and what the detectors show together, (B, J): all that a probe looks at.
+
+        The frames of all detectors are added before they are pooled over time: a maximum over time of the sum is
+        large where the detectors see something at the same moment, and an embedding of each by itself cannot say so.
+        The light travel time, 27 ms at most, is less than a frame. None instead of (B, J) where the encoder makes no
+        frames.
+
+        An absent detector has the mean embedding of noise, and what the others show together is moved by what noise
+        in it would add on average: noise has then the same mean in every network. The mean over a probe's labelled
+        rows would say something else, since half of these are signals.
+
+        Raises:
+            InputError: wrong shape.
+        """
+        self._check(strain)
+        b, d, _ = strain.shape
+        here = torch.ones(b, d, dtype=torch.bool, device=strain.device) if present is None else present
+        which = torch.arange(d, device=strain.device).expand(b, d)[here]
+        quiet = self.noise_reference()
+        embedding = quiet.embedding.expand(b, -1, -1).clone()
+        if quiet.together is None:
+            embedding[here] = self.encode(strain[here], which).float()
+            return embedding, None
+        sequence = self.sequence(self.decimate(strain[here]), which)[:, self.pool_start :].float()  # (N, L, C)
+        embedding[here] = self._embed(sequence, which).float()
+        frames = sequence.new_zeros(b, d, *sequence.shape[1:])
+        frames[here] = sequence
+        together = self.hl.pooled(frames.sum(dim=1))
+        network = (here.long() << torch.arange(d, device=here.device)).sum(dim=1)
+        return embedding, together + (quiet.together[-1] - quiet.together[network])
+
+    def _embed(self, sequence: Tensor, detector: Tensor) -> Tensor:
+        """Frames (N, L, C) to embeddings (N, E)."""
+        return self._by_branch(lambda branch, s: branch.head(branch.pooled(s)), sequence, detector)
+
+    def _by_branch(self, function: Callable[[Any, Tensor], Tensor], x: Tensor, detector: Tensor) -> Tensor:
+        """``function(encoder of its detector, rows)`` for rows x (N, ...)."""
         if self.shared:
-            return self.hl(x)
+            return function(self.hl, x)
         is_v = torch.tensor([BRANCH[name] == "v" for name in self.detectors], device=x.device)[detector]
-        if is_v.all():
-            return self.v(x)
-        if not is_v.any():
-            return self.hl(x)
-        first, second = self.hl(x[~is_v]), self.v(x[is_v])
-        out = first.new_empty(len(x), first.shape[1])
+        if is_v.all() or not is_v.any():
+            return function(self.v if is_v.all() else self.hl, x)
+        first, second = function(self.hl, x[~is_v]), function(self.v, x[is_v])
+        out = first.new_empty(len(x), *first.shape[1:])
         out[~is_v], out[is_v] = first, second
         return out
 
@@ -95,9 +227,7 @@ class PairedEncoder(nn.Module):
         Raises:
             InputError: wrong shape, or raw strain for an encoder that carries no PSDs.
         """
-        if strain.ndim != 3 or strain.shape[1] != len(self.detectors):
-            expected = f"(B, {len(self.detectors)}, T) for {' '.join(self.detectors)}"
-            raise InputError("strain", f"shape {tuple(strain.shape)}", expected)
+        self._check(strain)
         if not whitened:
             strain = self._condition(strain)
         b, d, t = strain.shape
@@ -108,6 +238,11 @@ class PairedEncoder(nn.Module):
         if present.any():
             out[present] = self.encode(strain[present], index[present]).float()
         return out
+
+    def _check(self, strain: Tensor) -> None:
+        if strain.ndim != 3 or strain.shape[1] != len(self.detectors):
+            expected = f"(B, {len(self.detectors)}, T) for {' '.join(self.detectors)}"
+            raise InputError("strain", f"shape {tuple(strain.shape)}", expected)
 
     def _condition(self, strain: Tensor) -> Tensor:
         missing = [name for name in self.detectors if name not in self.psds]

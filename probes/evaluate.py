@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from gwtwins.probes.features import Features
 from gwtwins.probes.knn import KnnProbe
@@ -46,13 +47,12 @@ def evaluate(train: Features, test: Features, n_labels: int, seed: int, kind: st
     assert train.label is not None and test.label is not None
     began = time.perf_counter()
     rows = labelled_subset(train.ids, n_labels, seed, train.label)
-    probe = LinearProbe.fit(
-        train.embeddings, train.present, train.label, rows, kind, seed, train.detectors, train.encoder
-    )
-    score = probe.decision(test.embeddings, test.present)
-    probability = probe.probability(test.embeddings, test.present)
+    probe = fit_probe(train, rows, kind, seed)
+    score = probe.decision(test.embeddings, None, test.together)
+    probability = expit(score)
     fitted = time.perf_counter()
-    knn = KnnProbe(kind=kind).fit(train.embeddings, train.present, train.label, rows)
+    knn = KnnProbe(kind=kind).fit(train.embeddings, None, train.label, rows, train.together)
+    nearest = knn.decision(test.embeddings, None, test.together)
     area = auc(test.label, score)
     figures: dict[str, Any] = {
         "auc": area["value"],
@@ -62,13 +62,20 @@ def evaluate(train: Features, test: Features, n_labels: int, seed: int, kind: st
         "n_labels": int(n_labels),
         "n_test": len(test),
         "signal_fraction_test": float(np.mean(test.label)),
-        "knn_auc": auc(test.label, knn.decision(test.embeddings, test.present))["value"],
+        "knn_auc": auc(test.label, nearest)["value"],
         "calibration": calibration(test.label, probability),
         "seconds": {"fit": round(fitted - began, 2)},
     }
     if test.snr is not None and np.isfinite(test.snr).all():
         figures["efficiency_vs_snr"] = efficiency_vs_snr(test.label, score, test.snr, 0.01)
     return Evaluation(probe, score, probability, figures)
+
+
+def fit_probe(train: Features, rows: NDArray[np.integer], kind: str, seed: int) -> LinearProbe:
+    """A linear probe on the labels of ``rows`` alone."""
+    assert train.label is not None
+    names, encoder, together = train.detectors, train.encoder, train.together
+    return LinearProbe.fit(train.embeddings, None, train.label, rows, kind, seed, names, encoder, together)
 
 
 def label_curve(
@@ -81,10 +88,7 @@ def label_curve(
         areas, detected = [], []
         for draw in range(draws):
             rows = labelled_subset(train.ids, n, 1000 * seed + draw, train.label)
-            probe = LinearProbe.fit(
-                train.embeddings, train.present, train.label, rows, kind, draw, train.detectors, train.encoder
-            )
-            score = probe.decision(test.embeddings, test.present)
+            score = fit_probe(train, rows, kind, draw).decision(test.embeddings, None, test.together)
             areas.append(auc(test.label, score)["value"])
             detected.append(efficiency(test.label, score, 0.01)["value"])
         entry: dict[str, Any] = {"n_labels": n, "draws": draws}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.strain.batch import Batch
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.progress import progress_bar
@@ -25,18 +26,13 @@ PRIOR_ROWS = 5.0
 is off by half; and a unit that is nearly always off must not be blown up by a tiny spread. Nothing at a
 thousand rows."""
 
-PRODUCT_SCALE = 0.3
-"""Standard deviation of a product where an embedding's is 1. There are as many products as embeddings and
-each says less: at full size they cost 0.05 of AUC at 60 labels and 0.005 at 4,000; at 0.3 nothing, and a weak
-penalty undoes it."""
-
 
 @dataclass
 class Features:
     """What a frozen encoder makes of N rows in D detectors: everything a probe and a report need."""
 
     embeddings: Array
-    """(N, D, E) float32; zero where a detector is not present."""
+    """(N, D, E) float32; an absent detector has the mean embedding of noise."""
     present: NDArray[np.bool_]
     """(N, D) bool."""
     detectors: tuple[str, ...]
@@ -52,6 +48,9 @@ class Features:
     """(N,) float64 seconds from the window's start to the merger at the geocentre; None for a recording."""
     encoder: str
     """Fingerprint of the encoder that made them."""
+    together: Array | None = None
+    """(N, J) float32, what the detectors show at the same moment (`PairedEncoder.network`); None where the encoder
+    makes no frames."""
 
     def __len__(self) -> int:
         return self.embeddings.shape[0]
@@ -67,7 +66,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def embed(
-    encoder: nn.Module,
+    encoder: PairedEncoder,
     source: Source,
     split: str,
     batch_size: int = 512,
@@ -80,7 +79,7 @@ def embed(
     that it knows and the data lack count as absent.
 
     Args:
-        encoder: ``(strain (B, D, T), present (B, D)) -> (B, D, E)``, with ``detectors``.
+        encoder: gives ``network(strain (B, D, T), present (B, D))``: embeddings (B, D, E) and (B, J) or None.
         source, split: where the rows come from.
         batch_size: rows at a time.
         device: where to compute.
@@ -90,7 +89,7 @@ def embed(
         InputError: no rows, a detector that the encoder does not know, or an embedding that is not finite
         (the row is named). RuntimeError: a parameter or buffer of the encoder changed meanwhile.
     """
-    detectors = tuple(getattr(encoder, "detectors", source.detectors))
+    detectors = encoder.detectors
     unknown = [name for name in source.detectors if name not in detectors]
     if unknown:
         raise InputError(source.spec, f"has detector {unknown[0]}", f"detectors of the encoder: {' '.join(detectors)}")
@@ -107,7 +106,8 @@ def embed(
         with torch.inference_mode(), bar:
             for batch in source.batches(split, batch_size):
                 strain, present = _arrange(batch.to(device), source.detectors, detectors)
-                collected.add(batch, encoder(strain, present), present)
+                embedding, together = encoder.network(strain, present)
+                collected.add(batch, embedding, present, together)
                 bar.update(len(batch))
     finally:
         for module, training in modes.items():
@@ -134,12 +134,13 @@ class _Collector:
     def __init__(self, total: int, detectors: tuple[str, ...]):
         self.total, self.detectors, self.filled = total, detectors, 0
         self.embeddings: Array | None = None
+        self.together: Array | None = None
         self.present = np.zeros((total, len(detectors)), dtype=bool)
         self.gps = np.full(total, np.nan)
         self.ids: list[str] = []
         self.known: dict[str, Array] = {key: np.full(total, np.nan) for key in ("label", "snr", "merger")}
 
-    def add(self, batch: Batch, embedding: Tensor, present: Tensor) -> None:
+    def add(self, batch: Batch, embedding: Tensor, present: Tensor, together: Tensor | None) -> None:
         rows = slice(self.filled, self.filled + len(batch))
         if rows.stop > self.total:
             raise RuntimeError(f"the source announced {self.total} rows and gives more")
@@ -150,6 +151,10 @@ class _Collector:
         if self.embeddings is None:
             self.embeddings = np.zeros((self.total, *embedding.shape[1:]), dtype=np.float32)
         self.embeddings[rows] = embedding.float().cpu().numpy()
+        if together is not None:
+            if self.together is None:
+                self.together = np.zeros((self.total, together.shape[1]), dtype=np.float32)
+            self.together[rows] = together.float().cpu().numpy()
         self.present[rows] = present.cpu().numpy()
         self.gps[rows] = batch.gps.cpu().numpy()
         self.ids.extend(batch.id)
@@ -177,20 +182,19 @@ class _Collector:
             self.known.get("snr"),
             self.known.get("merger"),
             encoder,
+            self.together,
         )
 
 
 class FeatureMap:
     """Embeddings (N, D, E) to a probe's standardised features (N, F) float32.
 
-    ``concat``: the embeddings of the detectors one after the other, F = D E, each brought to mean 0 and
-    variance 1 over the rows it was fitted to. ``coherent``: these, and for each pair of detectors the product
-    of the two standardised embeddings, element by element, with mean 0 and deviation `PRODUCT_SCALE`, F = D E
-    + D (D - 1) / 2 E. A sum over detectors cannot say "in both at once"; a product of deviations from the
-    mean can.
+    ``concat``: the embeddings of the detectors one after the other, F = D E, each brought to mean 0 and variance 1
+    over the rows it was fitted to. ``coherent``: these, and what the detectors show at the same moment (N, J), F = D E
+    + J. A sum over detectors' embeddings cannot say "both at once"; the maximum over time of the sum of their frames
+    can.
 
-    An absent detector contributes nothing: its features, and the products it takes part in, are at their
-    means, 0. So are features that never vary.
+    An absent detector's own features are at their means, 0. So are features that never vary.
     """
 
     def __init__(self, kind: str = "concat"):
@@ -198,65 +202,68 @@ class FeatureMap:
             raise InputError("features", f"{kind!r}", " or ".join(KINDS))
         self.kind = kind
         self.state: dict[str, Array] = {}
-        """``mean``, ``inverse`` (D, E); if coherent, ``pair_mean``, ``pair_inverse`` (pairs, E). float64."""
+        """``mean``, ``inverse`` (D, E); if coherent, ``together_mean``, ``together_inverse`` (1, J). float64."""
 
     @property
     def n_features(self) -> int:
         """F."""
-        return sum(self.state[key].size for key in ("mean", "pair_mean") if key in self.state)
+        return sum(self.state[key].size for key in ("mean", "together_mean") if key in self.state)
 
     def fit(
         self,
         embeddings: Array,
         present: NDArray[np.bool_] | None = None,
         rows: NDArray[np.integer] | None = None,
+        together: Array | None = None,
     ) -> FeatureMap:
         """Learn means and scales from ``rows`` (indices, all by default) of ``embeddings`` (N, D, E).
 
-        ``present`` (N, D) bool, all by default. Memory does not grow with the number of rows.
+        ``present`` (N, D) bool, all by default; ``together`` (N, J), wanted for coherent features. Memory does not
+        grow with the number of rows.
         """
         self.state = {}
         x, here = _checked(embeddings, present)
         index = np.arange(len(x)) if rows is None else np.asarray(rows)
         if not index.size:
             raise InputError("features", "no rows to learn means and scales from", "at least one")
-        if self.kind == "coherent" and x.shape[1] < 2:
-            raise InputError("coherent features", f"{x.shape[1]} detector", "at least two to take products of")
         self.state["mean"], self.state["inverse"] = _standard((x[part], here[part]) for part in _blocks(x, index))
         if self.kind == "coherent":
-            blocks = _blocks(x, index)
-            pairs = (self._products(self._centred(x[part], here[part]), here[part]) for part in blocks)
-            self.state["pair_mean"], inverse = _standard(pairs)
-            self.state["pair_inverse"] = PRODUCT_SCALE * inverse
+            y = _together(together, len(x))
+            always = np.ones((len(x), 1), dtype=bool)
+            parts = ((y[part, None], always[part]) for part in _blocks(y, index))
+            self.state["together_mean"], self.state["together_inverse"] = _standard(parts)
         return self
 
-    def transform(self, embeddings: Array, present: NDArray[np.bool_] | None = None) -> Array:
+    def transform(
+        self, embeddings: Array, present: NDArray[np.bool_] | None = None, together: Array | None = None
+    ) -> Array:
         """Features (N, F) float32 of ``embeddings`` (N, D, E) with ``present`` (N, D), all by default."""
         x, here = _checked(embeddings, present)
         if not self.state or x.shape[1:] != self.state["mean"].shape:
             expected = f"(N, {', '.join(map(str, self.state['mean'].shape))})" if self.state else "a fitted map"
             raise InputError("embeddings", f"shape {x.shape}", expected)
-        z = self._centred(x, here)
-        if self.kind == "concat":
-            return z.reshape(len(x), -1)
-        products, both = self._products(z, here)
-        products -= self.state["pair_mean"].astype(np.float32)
-        products *= self.state["pair_inverse"].astype(np.float32)
-        products[~both] = 0.0
-        return np.concatenate([z.reshape(len(x), -1), products.reshape(len(x), -1)], axis=1)
-
-    def _centred(self, x: Array, here: NDArray[np.bool_]) -> Array:
         z = x - self.state["mean"].astype(np.float32)
         z *= self.state["inverse"].astype(np.float32)
         if not here.all():
             z[~here] = 0.0
-        return z
+        if self.kind == "concat":
+            return z.reshape(len(x), -1)
+        y = _together(together, len(x))
+        if y.shape[1] != self.state["together_mean"].shape[1]:
+            fault = f"{y.shape[1]} numbers of the detectors together"
+            raise InputError("coherent features", fault, f"{self.state['together_mean'].shape[1]}")
+        y = (y - self.state["together_mean"].astype(np.float32)) * self.state["together_inverse"].astype(np.float32)
+        return np.concatenate([z.reshape(len(x), -1), y], axis=1)
 
-    @staticmethod
-    def _products(z: Array, here: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
-        """Products (N, pairs, E) of standardised embeddings, and where both are present (N, pairs)."""
-        a, b = (list(side) for side in zip(*combinations(range(z.shape[1]), 2), strict=True))
-        return z[:, a] * z[:, b], here[:, a] & here[:, b]
+
+def _together(together: Array | None, n: int) -> Array:
+    if together is None:
+        fault = "the encoder embeds whole windows, without frames in time to compare"
+        raise InputError("coherent features", fault, "--features concat")
+    y = np.asarray(together, dtype=np.float32)
+    if y.ndim != 2 or len(y) != n:
+        raise InputError("coherent features", f"shape {y.shape} for {n} rows", "(N, J)")
+    return y
 
 
 def _checked(embeddings: Array, present: NDArray[np.bool_] | None) -> tuple[Array, NDArray[np.bool_]]:

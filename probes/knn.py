@@ -43,27 +43,31 @@ class KnnProbe:
         present: NDArray[np.bool_] | None,
         label: ArrayLike,
         rows: NDArray[np.integer] | None = None,
+        together: Array | None = None,
     ) -> KnnProbe:
         """Remember the labelled ``rows`` (all by default) of embeddings (N, D, E), which are not copied."""
         self._index = np.arange(len(embeddings)) if rows is None else np.sort(np.asarray(rows))
         if not self._index.size:
             raise InputError("labels", "no labelled rows", "at least one")
-        self._x = embeddings
+        self._x, self._together = embeddings, together
         self._present = (
             np.ones(embeddings.shape[:2], dtype=bool) if present is None else np.asarray(present, dtype=bool)
         )
         self._signal = np.asarray(label)[self._index] == 1
         self.k = min(self.k or default_k(self._index.size), self._index.size)
-        self.features.fit(embeddings, self._present, self._index)
+        self.features.fit(embeddings, self._present, self._index, together)
         return self
 
-    def decision(self, embeddings: Array, present: NDArray[np.bool_] | None = None) -> Array:
+    def decision(
+        self, embeddings: Array, present: NDArray[np.bool_] | None = None, together: Array | None = None
+    ) -> Array:
         """Score (N,) float64 of embeddings (N, D, E). Memory does not grow with the labelled rows."""
         out = np.empty(len(embeddings))
         step = max(64, BLOCK // self.features.n_features)
         for start in range(0, out.size, step):
             part = slice(start, start + step)
-            query = _unit(self.features.transform(embeddings[part], None if present is None else present[part]))
+            here = None if present is None else present[part]
+            query = _unit(self.features.transform(embeddings[part], here, None if together is None else together[part]))
             similarity, signal = self._nearest(query, min(step, 4096))
             vote = np.exp(similarity / TEMPERATURE)
             out[part] = np.log1p((vote * signal).sum(axis=1)) - np.log1p((vote * ~signal).sum(axis=1))
@@ -76,7 +80,8 @@ class KnnProbe:
         signal = np.empty((len(query), 0), dtype=bool)
         for start in range(0, self._index.size, step):
             rows = self._index[start : start + step]
-            key = _unit(self.features.transform(self._x[rows], self._present[rows]))
+            together = None if self._together is None else self._together[rows]
+            key = _unit(self.features.transform(self._x[rows], self._present[rows], together))
             labels = np.broadcast_to(self._signal[start : start + step], (len(query), rows.size))
             best = np.concatenate([best, query @ key.T], axis=1)
             signal = np.concatenate([signal, labels], axis=1)

@@ -121,6 +121,7 @@ class LinearProbe:
         seed: int = 0,
         detectors: Sequence[str] | None = None,
         encoder: str = "",
+        together: Array | None = None,
     ) -> LinearProbe:
         """Standardise and fit, everything learnt from the labelled rows alone.
 
@@ -133,6 +134,7 @@ class LinearProbe:
             kind: "concat" or "coherent", see `FeatureMap`.
             seed: of the cross-validation folds.
             detectors, encoder: kept with the probe, see `Features`.
+            together: (N, J) float32, see `Features`; wanted for coherent features.
 
         Raises:
             InputError: shapes that do not fit, labels other than 0 and 1, fewer than ten or than two of a
@@ -151,11 +153,11 @@ class LinearProbe:
         signal = truth == 1
         folds = stratified_folds(signal, seed)
         here = np.ones((n, d), dtype=bool) if present is None else np.asarray(present, dtype=bool)
-        features = FeatureMap(kind).fit(embeddings, here, index)
+        features = FeatureMap(kind).fit(embeddings, here, index, together)
 
         def read(start: int, stop: int) -> Array:
             part = slice(index[start], index[stop - 1] + 1) if rows is None else index[start:stop]
-            return features.transform(embeddings[part], here[part])
+            return features.transform(embeddings[part], here[part], None if together is None else together[part])
 
         path = fit_path(Rows(index.size, features.n_features, read), signal, folds)
         about = {
@@ -169,19 +171,24 @@ class LinearProbe:
         names = tuple(detectors) if detectors is not None else tuple(f"D{i + 1}" for i in range(d))
         return cls(features, path.gain * path.coef, path.offset, names, encoder, about)
 
-    def decision(self, embeddings: Array, present: NDArray[np.bool_] | None = None) -> Array:
+    def decision(
+        self, embeddings: Array, present: NDArray[np.bool_] | None = None, together: Array | None = None
+    ) -> Array:
         """Logit (N,) float64, unbounded, of embeddings (N, D, E): the statistic to rank by."""
         out = np.empty(len(embeddings))
         step = max(128, (1 << 22) // self.coef.size)
         for start in range(0, out.size, step):
             part = slice(start, start + step)
-            z = self.features.transform(embeddings[part], None if present is None else present[part])
+            here = None if present is None else present[part]
+            z = self.features.transform(embeddings[part], here, None if together is None else together[part])
             out[part] = z @ self.coef + self.intercept
         return out
 
-    def probability(self, embeddings: Array, present: NDArray[np.bool_] | None = None) -> Array:
+    def probability(
+        self, embeddings: Array, present: NDArray[np.bool_] | None = None, together: Array | None = None
+    ) -> Array:
         """Probability (N,) of a signal, at the share of signals among the labelled rows."""
-        return special.expit(self.decision(embeddings, present))
+        return special.expit(self.decision(embeddings, present, together))
 
     def check_encoder(self, encoder: str, detectors: Sequence[str], where: object = "probe") -> None:
         """Raise InputError unless this is the encoder that the probe was fitted to."""
@@ -205,6 +212,7 @@ class LinearProbe:
             "features": self.features.kind,
             "detectors": list(self.detectors),
             "embedding_dim": int(self.features.state["mean"].shape[1]),
+            "together_dim": int(self.features.state.get("together_mean", np.zeros(0)).size),
             "classes": ["noise", "signal"],
             "encoder": self.encoder,
             "sha256": hashlib.sha256(data).hexdigest(),
@@ -239,13 +247,16 @@ class LinearProbe:
             raise InputError(beside, f"detectors {names!r}", "a list of names")
         if type(e) is not int or not 1 <= e <= MAX_EMBEDDING:
             raise InputError(beside, f"embedding_dim {e!r}", f"1 to {MAX_EMBEDDING}")
+        j = entry.get("together_dim", 0)
+        if type(j) is not int or not 0 <= j <= MAX_EMBEDDING or (j > 0) != (kind == "coherent"):
+            raise InputError(beside, f"together_dim {j!r} of {kind} features", f"0, or to {MAX_EMBEDDING} if coherent")
         encoder = entry.get("encoder")
         if not isinstance(encoder, str) or len(encoder) > 64:
             raise InputError(beside, "encoder is not a fingerprint", "up to 64 hexadecimal digits")
         data = _read(target)
         if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
             raise InputError(beside, f"does not belong to {target.name}", "the two files of one probe")
-        tensors = _tensors(target, data, kind, len(names), e)
+        tensors = _tensors(target, data, len(names), e, j)
         features = FeatureMap(kind)
         coef, intercept = tensors.pop("coef"), float(tensors.pop("intercept")[0])
         features.state = tensors
@@ -253,17 +264,16 @@ class LinearProbe:
         return cls(features, coef, intercept, tuple(names), encoder, about)
 
 
-def _tensors(path: Path, data: bytes, kind: str, d: int, e: int) -> dict[str, Array]:
+def _tensors(path: Path, data: bytes, d: int, e: int, j: int) -> dict[str, Array]:
     """The tensors of a saved probe, each checked for shape, type and finite values."""
-    pairs = d * (d - 1) // 2 if kind == "coherent" else 0
     shapes: dict[str, tuple[int, ...]] = {
-        "coef": ((d + pairs) * e,),
+        "coef": (d * e + j,),
         "intercept": (1,),
         "mean": (d, e),
         "inverse": (d, e),
     }
-    if pairs:
-        shapes |= {"pair_mean": (pairs, e), "pair_inverse": (pairs, e)}
+    if j:
+        shapes |= {"together_mean": (1, j), "together_inverse": (1, j)}
     try:
         tensors = parse_tensors(data)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -41,14 +41,19 @@ class LabelledWatch:
         training = encoder.training
         encoder.eval()
         with torch.inference_mode():
-            embeddings = np.concatenate([encoder(b.strain, b.present).float().cpu().numpy() for b in self.batches])
+            made = [encoder.network(b.strain, b.present) for b in self.batches]
+        embeddings = np.concatenate([x.float().cpu().numpy() for x, _ in made])
+        parts = [y.float().cpu().numpy() for _, y in made if y is not None]
+        together, kind = (np.concatenate(parts), "coherent") if parts else (None, "concat")
         encoder.train(training)
-        present = np.concatenate([b.present.cpu().numpy() for b in self.batches])
         half = len(embeddings) // 2
         fit, score = np.arange(half), slice(half, None)
-        linear = LinearProbe.fit(embeddings, present, self.label, fit, detectors=encoder.detectors)
-        knn = KnnProbe().fit(embeddings, present, self.label, fit)
+        linear = LinearProbe.fit(
+            embeddings, None, self.label, fit, kind, detectors=encoder.detectors, together=together
+        )
+        knn = KnnProbe(kind=kind).fit(embeddings, None, self.label, fit, together)
+        held_out = None if together is None else together[score]
         return {
-            "linear_auc": float(auc(self.label[score], linear.decision(embeddings[score], present[score]))["value"]),
-            "knn_auc": float(auc(self.label[score], knn.decision(embeddings[score], present[score]))["value"]),
+            "linear_auc": float(auc(self.label[score], linear.decision(embeddings[score], None, held_out))["value"]),
+            "knn_auc": float(auc(self.label[score], knn.decision(embeddings[score], None, held_out))["value"]),
         }

@@ -78,7 +78,7 @@ class Pretraining(pl.LightningModule):
             raise InputError("data", fault, "detectors that recorded together; or --views augment")
         rows = torch.cat([views.first, views.second])  # (2 N, T)
         detector = torch.cat([views.first_detector, views.second_detector])
-        embedding = self.encoder.encode(rows, detector)  # (2 N, E)
+        embedding = self.encoder.encode_stretch(rows, detector)  # (2 N, E)
         first, second = embedding.chunk(2)
         loss, (a, b) = self.objective(first, second)
         if not torch.isfinite(loss):

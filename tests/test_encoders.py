@@ -145,7 +145,7 @@ def test_poolings_equal_their_formulas() -> None:
     assert gem(x).detach().numpy() == pytest.approx(np.mean(positive**3, axis=2) ** (1 / 3), rel=1e-5)
 
 
-@pytest.mark.parametrize("args", [{}, {"pooling": "gem"}, {"q": [4, 9.0], "bands": 8}, {"layers": 1, "stem": "random"}])
+@pytest.mark.parametrize("args", [{}, {"pooling": "gem"}, {"q": [4, 9.0], "bands": 8}, {"strides": [8], "stem": "random"}])
 def test_every_argument_gives_an_encoder_that_trains(args: dict[str, Any]) -> None:
     encoder = registry.build("cnn_gru", SMALL | args)
     out = encoder(torch.randn(4, 1, 2048))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,12 +11,13 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from gwtwins.probes.features import PRODUCT_SCALE, FeatureMap, embed, fingerprint
+from gwtwins.probes.features import FeatureMap, embed, fingerprint
 from gwtwins.strain.batch import Batch
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.sources import Source
 
 N, T, E = 23, 64, 5
+QUIET = -0.25  # what the little encoder shows of an absent detector
 
 
 class Windows(Source):
@@ -61,6 +61,17 @@ class Tiny(nn.Module):
         out = self.drop(self.norm(self.linear(strain.flatten(0, 1)))).reshape(b, d, E)
         return out if present is None else out * present[..., None]
 
+    def network(self, strain: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
+        embedding = torch.where(present[..., None], self(strain, present), QUIET)
+        return embedding, embedding.sum(dim=1).square()
+
+
+class Frameless(Tiny):
+    """One that embeds whole windows."""
+
+    def network(self, strain: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
+        return super().network(strain, present)[0], None
+
 
 def test_embedding_leaves_every_tensor_and_mode_as_it_was() -> None:
     encoder = Tiny().train()
@@ -76,13 +87,22 @@ def test_an_embedding_depends_on_its_own_window_only() -> None:
     encoder, source = Tiny().eval(), Windows()
     features = embed(encoder.train(), source, "test", batch_size=10, progress=False)
     with torch.no_grad():
-        expected = encoder.eval()(source.strain, source.present)
+        expected, both = encoder.eval().network(source.strain, source.present)
+    assert both is not None and features.together is not None
     np.testing.assert_allclose(features.embeddings, expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(features.together, both.numpy(), atol=1e-5)
     assert features.embeddings.dtype == np.float32 and features.embeddings.shape == (N, 3, E)
-    np.testing.assert_allclose(
-        features.embeddings, embed(encoder, source, "test", 7, progress=False).embeddings, atol=1e-6
-    )
-    assert np.all(features.embeddings[-1, -1] == 0) and not features.present[-1, -1]
+    assert features.together.dtype == np.float32 and features.together.shape == (N, E)
+    again = embed(encoder, source, "test", 7, progress=False)
+    assert again.together is not None
+    np.testing.assert_allclose(features.embeddings, again.embeddings, atol=1e-6)
+    np.testing.assert_allclose(features.together, again.together, atol=1e-5)
+    assert np.all(features.embeddings[-1, -1] == QUIET) and not features.present[-1, -1]
+
+
+def test_an_encoder_without_frames_shows_nothing_of_the_detectors_together() -> None:
+    features = embed(Frameless(), Windows(), "test", batch_size=10, progress=False)
+    assert features.together is None and features.embeddings.shape == (N, 3, E)
 
 
 def test_labels_truth_and_names_stay_with_their_rows() -> None:
@@ -159,6 +179,12 @@ def embeddings(n: int = 3000, d: int = 3, e: int = 4, seed: int = 2) -> np.ndarr
     return (rng.normal(size=(n, d, e)) + common * [[1.0, 0.5, 0.0, 2.0]] + np.arange(e)).astype(np.float32)
 
 
+def shown_together(n: int = 3000, j: int = 6, seed: int = 12) -> np.ndarray:
+    """What detectors show together (N, J), of other means and scales than their embeddings."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, j)) * np.linspace(0.7, 1.3, j) - 2.0 * np.arange(j)).astype(np.float32)
+
+
 def test_concatenated_features_are_scikit_learns_standardisation() -> None:
     x = embeddings()
     z = FeatureMap("concat").fit(x).transform(x)
@@ -167,66 +193,61 @@ def test_concatenated_features_are_scikit_learns_standardisation() -> None:
     np.testing.assert_allclose(z, expected, rtol=2e-3, atol=1e-4)  # up to the scales' weak pull to their median
 
 
-def test_coherent_features_are_products_of_deviations() -> None:
-    x = embeddings()
-    features = FeatureMap("coherent").fit(x)
-    z = features.transform(x)
-    assert z.shape == (3000, 24) and features.n_features == 24
-    single = FeatureMap("concat").fit(x).transform(x)
-    np.testing.assert_array_equal(z[:, :12], single)
-    blocks = single.reshape(3000, 3, 4)
-    for i, (a, b) in enumerate(combinations(range(3), 2)):
-        product = blocks[:, a] * blocks[:, b]
-        expected = PRODUCT_SCALE * (product - product.mean(axis=0)) / product.std(axis=0)
-        np.testing.assert_allclose(z[:, 12 + 4 * i : 16 + 4 * i], expected, rtol=5e-3, atol=2e-3)
+def test_coherent_features_are_the_embeddings_and_what_the_detectors_show_together() -> None:
+    x, y = embeddings(), shown_together()
+    features = FeatureMap("coherent").fit(x, together=y)
+    z = features.transform(x, together=y)
+    assert z.shape == (3000, 18) and features.n_features == 18 and z.dtype == np.float32
+    np.testing.assert_array_equal(z[:, :12], FeatureMap("concat").fit(x).transform(x))
+    expected = StandardScaler().fit_transform(y.astype(np.float64))
+    np.testing.assert_allclose(z[:, 12:], expected, rtol=2e-3, atol=1e-4)  # up to the pull of the scales, as above
 
 
 @pytest.mark.parametrize("kind", ["concat", "coherent"])
 def test_features_do_not_depend_on_the_embeddings_units(kind: str) -> None:
-    x = embeddings()
-    scaled = 1000.0 + 0.1 * x
-    np.testing.assert_allclose(
-        FeatureMap(kind).fit(scaled).transform(scaled), FeatureMap(kind).fit(x).transform(x), atol=0.02
-    )  # float32 at 1000 has steps of 6e-5: nothing must be lost beyond that
-    np.testing.assert_allclose(
-        FeatureMap(kind).fit(4.0 * x).transform(4.0 * x), FeatureMap(kind).fit(x).transform(x), atol=1e-5
-    )
+    def features(offset: float, scale: float) -> np.ndarray:
+        x, y = (offset + scale * values for values in (embeddings(), shown_together()))
+        return FeatureMap(kind).fit(x, together=y).transform(x, together=y)
+
+    own = features(0.0, 1.0)
+    # float32 at 1000 has steps of 6e-5: nothing must be lost beyond that
+    np.testing.assert_allclose(features(1000.0, 0.1), own, atol=0.02)
+    np.testing.assert_allclose(features(0.0, 4.0), own, atol=1e-5)
 
 
 def test_an_absent_detector_contributes_nothing_and_teaches_nothing() -> None:
-    x, present = embeddings(), np.ones((3000, 3), dtype=bool)
+    x, y, present = embeddings(), shown_together(), np.ones((3000, 3), dtype=bool)
     present[::2, 2] = False
     x[::2, 2] = 1e6
-    features = FeatureMap("coherent").fit(x, present)
-    z = features.transform(x, present)
-    assert np.all(z[::2, 8:12] == 0) and np.all(z[::2, 16:24] == 0)  # V1, and the pairs H1-V1 and L1-V1
-    assert np.all(z[::2, :8] != 0)
-    here = FeatureMap("coherent").fit(x[1::2])
+    features = FeatureMap("coherent").fit(x, present, together=y)
+    z = features.transform(x, present, y)
+    assert np.all(z[::2, 8:12] == 0)
+    assert np.all(z[::2, :8] != 0) and np.all(z[::2, 12:] != 0)
+    here = FeatureMap("concat").fit(x[1::2])
     np.testing.assert_allclose(features.state["mean"][2], here.state["mean"][2])
-    np.testing.assert_allclose(features.state["pair_inverse"][1:], here.state["pair_inverse"][1:], rtol=2e-2)
+    np.testing.assert_allclose(features.state["inverse"][2], here.state["inverse"][2])
 
 
 def test_a_detector_that_was_never_there_has_no_say_later() -> None:
     x, present = embeddings(100), np.ones((100, 3), dtype=bool)
     present[:, 1] = False
-    features = FeatureMap("coherent").fit(x, present)
-    z = features.transform(x)
-    assert np.all(np.isfinite(z)) and np.all(z[:, 4:8] == 0) and np.all(z[:, 12:16] == 0)
+    z = FeatureMap("concat").fit(x, present).transform(x)
+    assert np.all(np.isfinite(z)) and np.all(z[:, 4:8] == 0)
 
 
 def test_features_that_never_vary_stay_silent() -> None:
-    x = embeddings()
-    x[:, 0, 1], x[:, 2, 3] = 0.1, 0.0
-    features = FeatureMap("coherent").fit(x)
-    other = embeddings(seed=3)
-    z = features.transform(other)
-    assert np.all(np.isfinite(z)) and np.all(z[:, [1, 11]] == 0)
+    x, y = embeddings(), shown_together()
+    x[:, 0, 1], x[:, 2, 3], y[:, 2] = 0.1, 0.0, 0.3
+    features = FeatureMap("coherent").fit(x, together=y)
+    z = features.transform(embeddings(seed=3), together=shown_together(seed=13))
+    assert np.all(np.isfinite(z)) and np.all(z[:, [1, 11, 14]] == 0) and np.all(z[:, [0, 13, 15]] != 0)
 
 
 def test_only_the_given_rows_teach() -> None:
-    x, rows = embeddings(), np.arange(5, 65)
-    features = FeatureMap("coherent").fit(x, rows=rows)
-    expected = FeatureMap("coherent").fit(x[rows])
+    x, y, rows = embeddings(), shown_together(), np.arange(5, 65)
+    features = FeatureMap("coherent").fit(x, rows=rows, together=y)
+    expected = FeatureMap("coherent").fit(x[rows], together=y[rows])
+    assert set(expected.state) == {"mean", "inverse", "together_mean", "together_inverse"}
     for key, value in expected.state.items():
         np.testing.assert_array_equal(features.state[key], value)
 
@@ -246,8 +267,15 @@ def test_a_unit_that_is_nearly_always_off_is_not_blown_up() -> None:
 def test_a_feature_map_refuses_what_does_not_fit() -> None:
     with pytest.raises(InputError, match="concat or coherent"):
         FeatureMap("sum")
-    with pytest.raises(InputError, match="at least two"):
-        FeatureMap("coherent").fit(embeddings(d=1))
+    with pytest.raises(InputError, match="without frames in time to compare; expected --features concat"):
+        FeatureMap("coherent").fit(embeddings())
+    with pytest.raises(InputError, match=r"coherent features: shape \(2999, 6\) for 3000 rows"):
+        FeatureMap("coherent").fit(embeddings(), together=shown_together(2999))
+    fitted = FeatureMap("coherent").fit(embeddings(), together=shown_together())
+    with pytest.raises(InputError, match="5 numbers of the detectors together; expected 6"):
+        fitted.transform(embeddings(), together=shown_together(j=5))
+    with pytest.raises(InputError, match="without frames in time"):
+        fitted.transform(embeddings())
     with pytest.raises(InputError, match="a fitted map"):
         FeatureMap("concat").transform(embeddings())
     with pytest.raises(InputError, match=r"expected \(N, 3, 4\)"):

@@ -29,8 +29,8 @@ ENCODER = {
     "kernel": 64,
     "stride": 16,
     "width": 16,
-    "layers": 2,
-    "reduce": 1,
+    "strides": [1, 1],
+    "pool_from": 0.0,
     "hidden": 16,
     "embedding": 32,
 }

@@ -14,12 +14,17 @@ from scipy import special, stats
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.neighbors import NearestNeighbors
 
+from gwtwins import eval_probe
+from gwtwins.encoders.paired import PairedEncoder
+from gwtwins.encoders.weights import save_encoder
 from gwtwins.probes import linear, logistic
-from gwtwins.probes.features import FeatureMap
+from gwtwins.probes.features import FeatureMap, fingerprint
 from gwtwins.probes.knn import KnnProbe, default_k
 from gwtwins.probes.linear import LinearProbe, labelled_subset, parse_frac
 from gwtwins.probes.metrics import auc, calibration
+from gwtwins.probes.watch import LabelledWatch
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.simulated import SimulatedSource
 
 
 def two_classes(n: int, d: int = 3, e: int = 8, distance: float = 2.0, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -35,6 +40,25 @@ def two_classes(n: int, d: int = 3, e: int = 8, distance: float = 2.0, seed: int
     label = (rng.random(n) < 0.5).astype(int)
     plain = rng.normal(size=(n, d * e)) + distance * label[:, None] * direction / np.linalg.norm(direction)
     return (plain @ mixing + 3.0).reshape(n, d, e).astype(np.float32), label
+
+
+def seen_at_once(n: int, seed: int = 7) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pulses in both of two detectors: at the same moment in a signal, at two moments in noise.
+
+    Embeddings (N, 2, 8), the mean and the maximum over time of 16 frames; the same of the frames' sum, (N, 8); labels.
+    """
+    rng = np.random.default_rng(seed)
+    label = (rng.random(n) < 0.5).astype(int)
+    frames = 0.3 * rng.normal(size=(n, 2, 16, 4))
+    first = rng.integers(16, size=n)
+    second = np.where(label == 1, first, (first + rng.integers(1, 16, size=n)) % 16)
+    frames[np.arange(n), 0, first] += 2.0
+    frames[np.arange(n), 1, second] += 2.0
+
+    def pool(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x.mean(axis=-2), x.max(axis=-2)], axis=-1).astype(np.float32)
+
+    return pool(frames), pool(frames.sum(axis=1)), label
 
 
 def standardised(n: int, f: int, seed: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -269,22 +293,34 @@ def test_a_probe_is_the_same_in_any_units() -> None:
     np.testing.assert_allclose(other, logit, atol=0.02)
 
 
-def test_products_reject_what_is_in_one_detector_only() -> None:
-    """A signal moves both detectors, a glitch one of them: no sum over detectors tells them apart, a product
-    does."""
-    rng = np.random.default_rng(7)
-    n = 4000
-    label = rng.random(n) < 0.5
-    one = rng.random(n) < 0.5
-    strength = rng.normal(size=n)
-    share = np.stack([label | one, label | ~one], axis=1) * np.where(label, 1.0, 2.0**0.5)[:, None]
-    x = (0.3 * rng.normal(size=(n, 2, 6)) + (share * strength[:, None])[..., None]).astype(np.float32)
-    train, test = slice(0, 2000), slice(2000, n)
+def test_coherent_features_reject_what_the_detectors_see_at_different_moments() -> None:
+    """Each detector by itself shows the same in a signal and in noise: only the sum of their frames can tell."""
+    x, both, label = seen_at_once(2000)
+    train, test = slice(0, 1000), slice(1000, None)
     result = {}
     for kind in ("concat", "coherent"):
-        probe = LinearProbe.fit(x[train], None, label[train], kind=kind)
-        result[kind] = auc(label[test], probe.decision(x[test]))["value"]
-    assert result["concat"] < 0.6 < 0.85 < result["coherent"]
+        probe = LinearProbe.fit(x[train], None, label[train], kind=kind, together=both[train])
+        result[kind] = auc(label[test], probe.decision(x[test], None, both[test]))["value"]
+    assert result["concat"] < 0.56 and result["coherent"] > 0.99
+
+
+def test_coherent_features_need_what_the_detectors_show_together() -> None:
+    x, both, label = seen_at_once(60)
+    with pytest.raises(InputError, match="without frames in time"):
+        LinearProbe.fit(x, None, label, kind="coherent")
+    probe = LinearProbe.fit(x, None, label, kind="coherent", together=both)
+    with pytest.raises(InputError, match="without frames in time"):
+        probe.decision(x)
+
+
+def test_only_the_labelled_rows_of_what_is_seen_together_are_looked_at() -> None:
+    x, both, label = seen_at_once(300)
+    rows = labelled_subset(300, 50, 2, label)
+    probe = LinearProbe.fit(x, None, label, rows, "coherent", together=both)
+    changed = both.copy()
+    changed[np.setdiff1d(np.arange(300), rows)] = 1e6
+    again = LinearProbe.fit(x, None, label, rows[::-1], "coherent", together=changed)
+    np.testing.assert_array_equal(again.coef, probe.coef)
 
 
 def test_an_absent_detector_neither_helps_nor_harms() -> None:
@@ -292,7 +328,7 @@ def test_an_absent_detector_neither_helps_nor_harms() -> None:
     present = np.ones((3000, 3), dtype=bool)
     present[:, 2] = np.random.default_rng(8).random(3000) < 0.5
     x[~present] = 1e4  # never to be read
-    probe = LinearProbe.fit(x, present, label, kind="coherent")
+    probe = LinearProbe.fit(x, present, label)
     assert auc(label[~present[:, 2]], probe.decision(x, present)[~present[:, 2]])["value"] > 0.7
     z = probe.features.transform(x[:5], np.zeros((5, 3), dtype=bool))
     assert np.all(z == 0)
@@ -323,14 +359,39 @@ def test_labels_that_cannot_teach_are_refused(rows: Any, label: np.ndarray, faul
         LinearProbe.fit(two_classes(40)[0], None, label, rows)
 
 
+def test_coherent_features_of_an_encoder_of_whole_windows_are_refused_before_anything_is_embedded(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = PairedEncoder("cnn_gru_2021", {"width": 4, "embedding": 16})
+    save_encoder(encoder, tmp_path, {"licence": "GPL-3.0-or-later"})
+    monkeypatch.setattr("gwtwins.probes.features.embed", lambda *args, **given: pytest.fail("embedded"))
+    data = ["--n_labelled", "64", "--n_test", "64", "--bank_size", "64", "--device", "cpu"]
+    with pytest.raises(InputError, match="--features coherent: encoder cnn_gru_2021 embeds whole windows"):
+        eval_probe.probe(["--weights", str(tmp_path), "--features", "coherent", *data])
+    assert not (tmp_path / "probe").exists()
+
+
+@pytest.mark.parametrize(("name", "args"), [("cnn_gru", {"hidden": 8}), ("cnn_gru_2021", {"width": 4})])
+def test_the_watch_looks_at_any_encoder_and_leaves_it_as_it_was(
+    small_source: SimulatedSource, name: str, args: dict[str, Any]
+) -> None:
+    encoder = PairedEncoder(name, args | {"embedding": 16}).train()
+    before = fingerprint(encoder)
+    watch = LabelledWatch(small_source, 60)
+    found = watch(encoder)
+    assert set(found) == {"linear_auc", "knn_auc"} and all(0.0 <= value <= 1.0 for value in found.values())
+    assert watch(encoder) == found
+    assert encoder.training and fingerprint(encoder) == before
+
+
 # --- its files --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[LinearProbe, Path]:
     x, label = two_classes(200)
-    names = ("H1", "L1", "V1")
-    probe = LinearProbe.fit(x, None, label, kind="coherent", detectors=names, encoder="ab" * 32)
+    names, both = ("H1", "L1", "V1"), x.sum(axis=1)
+    probe = LinearProbe.fit(x, None, label, None, "coherent", 0, names, "ab" * 32, both)
     probe.save(tmp_path / "probe.safetensors", {"auc": 0.9, "efficiency": {"0.001": None}})
     return probe, tmp_path
 
@@ -340,10 +401,11 @@ def test_a_saved_probe_comes_back_to_the_last_bit(saved: tuple[LinearProbe, Path
     x = two_classes(50, seed=4)[0]
     for path in (folder, folder / "probe.safetensors", folder / "probe.json", str(folder)):
         again = LinearProbe.load(path)
-        np.testing.assert_array_equal(again.decision(x), probe.decision(x))
+        np.testing.assert_array_equal(again.decision(x, None, x.sum(axis=1)), probe.decision(x, None, x.sum(axis=1)))
         assert (again.detectors, again.encoder, again.about) == (probe.detectors, probe.encoder, probe.about)
     node = json.loads((folder / "probe.json").read_text())
     assert node["auc"] == 0.9 and node["linear_probe"]["classes"] == ["noise", "signal"]
+    assert node["linear_probe"]["features"] == "coherent" and node["linear_probe"]["together_dim"] == 8
     assert sorted(path.name for path in folder.iterdir()) == ["probe.json", "probe.safetensors"]
 
 
@@ -382,17 +444,28 @@ def retensor(folder: Path, **changes: np.ndarray) -> None:
         (lambda f: edit(f, format="gwtwins-linear-probe-9"), "holds no linear probe"),
         (lambda f: edit(f, features="sum"), "features 'sum'"),
         (lambda f: edit(f, features=["concat"]), "features"),
-        (lambda f: edit(f, features="concat"), "holds coef"),
+        (lambda f: edit(f, features="concat"), "together_dim 8 of concat features"),
+        (lambda f: edit(f, features="concat", together_dim=0), "holds coef"),
+        (lambda f: edit(f, together_dim=0), "together_dim 0 of coherent features"),
+        (lambda f: edit(f, together_dim=-8), "together_dim -8"),
+        (lambda f: edit(f, together_dim=10**12), "together_dim 1000000000000"),
+        (lambda f: edit(f, together_dim=True), "together_dim True"),
+        (lambda f: edit(f, together_dim=8.0), "together_dim 8.0"),
+        (lambda f: edit(f, together_dim="8"), "together_dim '8'"),
+        (lambda f: edit(f, together_dim=None), "together_dim None"),
+        (lambda f: edit(f, together_dim=9), r"coef is float64 \(32,\); expected float64 \(33,\)"),
+        (lambda f: retensor(f, coef=np.zeros(33)) or edit(f, together_dim=9), r"expected float64 \(1, 9\)"),
         (lambda f: edit(f, detectors=[]), "a list of names"),
         (lambda f: edit(f, detectors=["H1", "L1", 3]), "a list of names"),
-        (lambda f: edit(f, detectors=["H1", "L1"]), r"expected float64 \(24,\)"),
+        (lambda f: edit(f, detectors=["H1", "L1"]), r"coef is float64 \(32,\); expected float64 \(24,\)"),
         (lambda f: edit(f, embedding_dim=10**9), "embedding_dim 1000000000"),
         (lambda f: edit(f, embedding_dim=True), "embedding_dim True"),
         (lambda f: edit(f, encoder=5), "not a fingerprint"),
         (lambda f: edit(f, sha256="0" * 64), "does not belong to probe.safetensors"),
         (lambda f: (f / "probe.safetensors").write_bytes(b"x" * 99), "does not belong to probe.safetensors"),
         (lambda f: retensor(f, coef=np.zeros(7)), r"coef is float64 \(7,\)"),
-        (lambda f: retensor(f, coef=np.zeros(48, dtype=np.float32)), r"coef is float32 \(48,\)"),
+        (lambda f: retensor(f, coef=np.zeros(32, dtype=np.float32)), r"coef is float32 \(32,\)"),
+        (lambda f: retensor(f, together_inverse=np.full((1, 8), np.inf)), "together_inverse has a value that is not"),
         (lambda f: retensor(f, mean=np.full((3, 8), np.nan)), "mean has a value that is not finite"),
         (lambda f: retensor(f, extra=np.zeros(2)), "holds coef, extra"),
     ],
@@ -448,6 +521,23 @@ def test_knn_is_the_weighted_vote_of_scikit_learns_neighbours(k: int | None, mon
     np.testing.assert_allclose(probe.decision(query), expected, atol=1e-3)
     monkeypatch.setattr("gwtwins.probes.knn.BLOCK", 24 * 100)
     np.testing.assert_allclose(probe.decision(query), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["concat", "coherent"])
+def test_knn_looks_at_what_the_detectors_show_together_where_it_is_asked_to(kind: str) -> None:
+    x, both, label = seen_at_once(600)
+    query, seen, truth = seen_at_once(300, seed=8)
+    rows = labelled_subset(600, 400, 0, label)
+    probe = KnnProbe(kind=kind).fit(x, None, label, rows, both)
+    features = FeatureMap(kind).fit(x, None, rows, both)
+    known, asked = features.transform(x[rows], None, both[rows]), features.transform(query, None, seen)
+    distance, index = NearestNeighbors(n_neighbors=20, metric="cosine").fit(known).kneighbors(asked)
+    vote, signal = np.exp((1.0 - distance.astype(np.float64)) / 0.1), label[rows][index] == 1
+    expected = np.log1p((vote * signal).sum(axis=1)) - np.log1p((vote * ~signal).sum(axis=1))
+    score = probe.decision(query, None, seen)
+    np.testing.assert_allclose(score, expected, atol=1e-3)
+    area = auc(truth, score)["value"]
+    assert area > 0.95 if kind == "coherent" else area < 0.6
 
 
 def test_knn_tells_the_classes_apart_and_ranks_unanimous_votes() -> None:

@@ -24,7 +24,7 @@ from gwtwins.strain.errors import InputError
 from gwtwins.strain.psd import PSD
 
 SMALL: dict[str, Any] = {"width": 8, "hidden": 8, "embedding": 16}
-UNUSUAL = {**SMALL, "pooling": "gem", "q": [4, 9.0], "bands": 5, "layers": 2, "rate": 2048.0, "window": 1.0}
+UNUSUAL = {**SMALL, "pooling": "gem", "q": [4, 9.0], "bands": 5, "strides": [2, 2], "rate": 2048.0, "window": 1.0}
 TINY_2021 = {"width": 4, "embedding": 16, "pool_after": "silu"}
 
 
@@ -224,7 +224,7 @@ def _set(*keys: str, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("encoder", "name", to="../../evil"), "no encoder of that name"),
         (_set("encoder", "args", "width", to=10**12), "out of bounds"),
         (_set("encoder", "args", "width", to="8"), "is a str"),
-        (_set("encoder", "args", "layers", to=float("nan")), "is a float"),
+        (_set("encoder", "args", "hidden", to=float("nan")), "is a float"),
         (_set("encoder", "args", "rate", to=float("nan")), "out of bounds"),
         (_set("encoder", "args", "depth", to=3), "no argument 'depth'"),
         (_set("detectors", to="H1"), "detectors"),
@@ -268,7 +268,7 @@ def test_a_json_that_is_none_is_refused(folder: Path, text: bytes, says: str) ->
     ("change", "says"),
     [
         (_set("encoder", "args", "width", to=16), "tensor .* where encoder.json says"),
-        (_set("encoder", "args", "layers", to=2), "tensors do not match encoder.json"),
+        (_set("encoder", "args", "strides", to=[4, 2]), "tensors do not match encoder.json"),
         (_set("encoder", "args", "pooling", to="gem"), "match encoder.json|where encoder.json says"),
         (_set("encoder", to={"name": "cnn_gru_2021", "args": TINY_2021}), "tensors do not match encoder.json"),
         (_set("shared", to=False), "tensors do not match encoder.json"),
