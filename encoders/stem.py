@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,17 +82,40 @@ class LogPowerStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, T) to (N, K, T / stride)."""
         if self.training and x.device.type == "cpu" and not x.requires_grad and _fast_bfloat16():
-            pair = self._in_bfloat16(x)
-        else:
-            pair = nn.functional.conv1d(x, self.weight, stride=self.stride, padding=self.padding)
+            padded = nn.functional.pad(x[:, 0], (self.padding, self.padding))
+            return _LogPower.apply(padded, self.weight[:, 0], self.stride).transpose(1, 2)
+        pair = nn.functional.conv1d(x, self.weight, stride=self.stride, padding=self.padding)
         a, b = pair.chunk(2, dim=1)  # (N, K, frames) each
         return torch.log(POWER_FLOOR + 0.5 * (a * a + b * b))
 
-    def _in_bfloat16(self, x: Tensor) -> Tensor:
-        """The same convolution as one product of matrices, twice as fast; a sample is rounded by at most 0.4%."""
-        x = nn.functional.pad(x[:, 0], (self.padding, self.padding)).bfloat16()
-        rows = x.unfold(1, self.weight.shape[2], self.stride)  # (N, frames, kernel)
-        return (rows @ self.weight[:, 0].bfloat16().T).float().transpose(1, 2)
+
+class _LogPower(torch.autograd.Function):
+    """The stem's output (N, frames, K) as one product of matrices in bfloat16, which rounds a sample by at most 0.4%.
+
+    Three times as fast as automatic differentiation of the convolution: the strain itself needs no gradient, and that
+    of log(floor + (a^2 + b^2) / 2) with respect to a is a exp(-output).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        rows = x.bfloat16().unfold(1, weight.shape[1], stride)  # (N, frames, kernel)
+        n, frames, kernel = rows.shape
+        rows = rows.reshape(n * frames, kernel)
+        pair = (rows @ weight.bfloat16().T).float()  # (N frames, 2 K)
+        k = pair.shape[1] // 2
+        power = pair[:, :k] * pair[:, :k]
+        power.addcmul_(pair[:, k:], pair[:, k:]).mul_(0.5).add_(POWER_FLOOR)
+        out = power.log_()
+        ctx.save_for_backward(rows, pair, out)
+        return out.view(n, frames, k)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[None, Tensor, None]:
+        rows, pair, out = ctx.saved_tensors
+        k = out.shape[1]
+        scale = torch.exp(-out).mul_(gradient[0].reshape(-1, k))
+        both = torch.cat([pair[:, :k] * scale, pair[:, k:] * scale], dim=1)
+        return None, (both.bfloat16().T @ rows).float(), None
 
 
 @functools.cache
