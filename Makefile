@@ -62,6 +62,9 @@ demo: env
 	echo "Done in $$(( seconds / 60 )) min $$(( seconds % 60 )) s. The report: $$out/probe/report.html"
 
 # Torch's threads wait by spinning, which on shared cores makes small operations ten times slower; tests let them sleep.
+# glibc hands freed blocks back to the kernel, which clears their pages anew for the next tensors: a tenth of a step.
+demo bench: export GLIBC_TUNABLES := glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483648
+
 test test-all: export OMP_WAIT_POLICY := passive
 test test-all: export GOMP_SPINCOUNT := 0
 
