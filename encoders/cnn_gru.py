@@ -71,6 +71,8 @@ class CnnGru(nn.Module):
         if self.pool_start >= round(c.window / self.hop):
             fault = f"pool_from {c.pool_from:g} s, frames of {self.hop:g} s"
             raise InputError("encoder cnn_gru", fault, f"a frame or more within the window of {c.window:g} s")
+        if c.conv_kernel % 2 == 0:
+            raise InputError("encoder cnn_gru", f"conv_kernel {c.conv_kernel}", "an odd number of frames")
         self.stem = LogPowerStem(c.bands, c.q, c.kernel, c.stride, c.f_low, c.f_high, c.rate, c.stem == "sine_gaussian")
         blocks: list[nn.Module] = [nn.BatchNorm1d(self.stem.channels)]
         channels = self.stem.channels
@@ -83,9 +85,24 @@ class CnnGru(nn.Module):
         self.pool = POOLINGS[c.pooling]()
         self.head = nn.Linear(2 * c.hidden * self.pool.expansion, c.embedding)
 
+    def local(self, x: Tensor) -> Tensor:
+        """(N, 1, T) of any length to what the convolutions make of it, (N, L, C'), frame by frame.
+
+        Frame l stands for ``[l, l + 1) * hop`` seconds and sees 0.4 s more on either side.
+        """
+        return self.cnn(self.stem(x)).transpose(1, 2)
+
+    def recur(self, local: Tensor) -> Tensor:
+        """`local` frames (N, L, C') to frames that know of each other, (N, L, C).
+
+        The GRU starts anew at either end. It has learnt from stretches as long as a window: what it remembers of
+        longer ones is of no use.
+        """
+        return self.gru(local)[0]
+
     def sequence(self, x: Tensor) -> Tensor:
-        """(N, 1, T) of any length to frames in time, (N, L, C); frame l stands for ``[l, l + 1) * hop`` seconds."""
-        return self.gru(self.cnn(self.stem(x)).transpose(1, 2))[0]
+        """(N, 1, T) to frames in time, (N, L, C)."""
+        return self.recur(self.local(x))
 
     def pooled(self, sequence: Tensor) -> Tensor:
         """Frames (N, L, C) to one vector, (N, J)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -56,10 +56,12 @@ class PairedEncoder(nn.Module):
         for detector in detectors:
             if detector not in BRANCH:
                 raise InputError(f"detector {detector}", "is not known", " ".join(BRANCH))
-        self.name, self.args, self.detectors, self.shared = name, dict(args or {}), tuple(detectors), shared
+        self.name, self.detectors, self.shared = name, tuple(detectors), shared
         self.psds, self.f_low, self.f_high = dict(psds or {}), f_low, f_high
-        self.hl = registry.build(name, self.args)
-        self.v = self.hl if shared else registry.build(name, self.args)
+        self.hl = registry.build(name, args)
+        self.v = self.hl if shared else registry.build(name, args)
+        # Those left at their defaults too: what is saved must not change with the defaults.
+        self.args: dict[str, Any] = asdict(self.hl.config)  # type: ignore[call-overload]
         self.rate: float = self.hl.rate  # type: ignore[assignment]
         self.window: float = self.hl.window  # type: ignore[assignment]
         self.embedding_dim: int = self.hl.embedding_dim  # type: ignore[assignment]
@@ -108,17 +110,30 @@ class PairedEncoder(nn.Module):
             raise InputError(f"encoder {self.name}", "embeds whole windows, without frames in time", "cnn_gru")
         return hop
 
-    def sequence(self, x: Tensor, detector: Tensor) -> Tensor:
-        """Frames in time (N, L, C) of rows of single detectors (N, T) at the encoder's own rate, of any length.
+    def local(self, x: Tensor, detector: Tensor) -> Tensor:
+        """What the convolutions make of rows of single detectors (N, T), of any length: frames (N, L, C').
 
-        Frame l stands for ``[l, l + 1) * hop`` seconds. ``detector`` (N,) indexes `detectors`. Of a window those from
-        `pool_start` on are pooled.
+        Frame l stands for ``[l, l + 1) * hop`` seconds; the rate is the encoder's own; ``detector`` (N,) indexes
+        `detectors`. Windows that overlap share these.
 
         Raises:
             InputError: the encoder makes no frames.
         """
-        self.hop  # noqa: B018  says so where there are none
-        return self._by_branch(lambda branch, rows: branch.sequence(rows), x[:, None].float().contiguous(), detector)
+        if not self.frames:
+            raise InputError(f"encoder {self.name}", "embeds whole windows, without frames in time", "cnn_gru")
+        return self._by_branch(lambda branch, rows: branch.local(rows), x[:, None].float().contiguous(), detector)
+
+    def recur(self, local: Tensor, detector: Tensor) -> Tensor:
+        """The frames (N, L, C) of windows, from their `local` frames (N, L, C'); the GRU starts anew in each."""
+        return self._by_branch(lambda branch, rows: branch.recur(rows), local, detector)
+
+    def sequence(self, x: Tensor, detector: Tensor) -> Tensor:
+        """Frames (N, L, C) of rows of single detectors (N, T): of a window those from `pool_start` on are pooled.
+
+        Raises:
+            InputError: the encoder makes no frames.
+        """
+        return self.recur(self.local(x, detector), detector)
 
     @property
     def pool_start(self) -> int:
@@ -140,7 +155,7 @@ class PairedEncoder(nn.Module):
         """What whitened Gaussian noise looks like on average; kept until the weights change."""
         state = [*self.parameters(), *self.buffers()]
         device = state[0].device
-        version = (str(device), tuple((tensor.data_ptr(), tensor._version) for tensor in state))
+        version = (str(device), tuple((tensor.data_ptr(), _version(tensor)) for tensor in state))
         if self._reference is None or self._reference[0] != version:
             modes = {module: module.training for module in self.modules()}
             self.eval()  # BatchNorm would learn from it
@@ -164,8 +179,11 @@ class PairedEncoder(nn.Module):
         pooled = [self._embed(s, which).float().mean(dim=0) for s, which in zip(sequences, each, strict=True)]
         together = []
         for present in range(1 << d):
-            chosen = [s for i, s in enumerate(sequences) if present >> i & 1] or sequences
-            together.append(self.hl.pooled(torch.stack(chosen).sum(dim=0)).mean(dim=0))
+            total = torch.zeros_like(sequences[0])
+            for i in range(d):
+                if present >> i & 1:
+                    total += sequences[i]
+            together.append(self.hl.pooled(total).mean(dim=0))  # type: ignore[operator]
         return NoiseReference(torch.stack(pooled), torch.stack(together))
 
     def network(self, strain: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -196,7 +214,7 @@ class PairedEncoder(nn.Module):
         embedding[here] = self._embed(sequence, which).float()
         frames = sequence.new_zeros(b, d, *sequence.shape[1:])
         frames[here] = sequence
-        together = self.hl.pooled(frames.sum(dim=1))
+        together = self.hl.pooled(frames.sum(dim=1))  # type: ignore[operator]
         network = (here.long() << torch.arange(d, device=here.device)).sum(dim=1)
         return embedding, together + (quiet.together[-1] - quiet.together[network])
 
@@ -255,3 +273,8 @@ class PairedEncoder(nn.Module):
             conditioner = Conditioner(psds, rate, self.window, self.rate, self.f_low, self.f_high)
             self._conditioners[key] = conditioner.to(strain.device)
         return self._conditioners[key](strain)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was written to; tensors made in inference mode do not count, and are not trained."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -161,10 +161,9 @@ def _augmented(maker: ViewMaker, source: Source, config: AugmentConfig) -> ViewM
 def _cut(maker: ViewMaker, source: Source, shortest: float, hop: float) -> ViewMaker:
     """Views cut to one length a step, at a place of each row that both of its views share.
 
-    Where a merger lies in a window is then no guide to what is noise, and an encoder's memory cannot count from the
-    window's ends: frames of long strain are those of windows.
+    Where a merger lies in a window is then less of a guide to what is noise.
     """
-    longest = round(source.window / hop)
+    longest = int(source.window / hop + 1e-6)  # whole hops; a window need not be a multiple
     least = round(shortest / hop)
     if not 0 < least <= longest:
         raise InputError("--crop", f"{shortest:g} s", f"{hop:g} to {source.window:g} s, or 0")

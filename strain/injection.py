@@ -4,7 +4,9 @@ For an aligned-spin dominant-mode waveform h(f), face on, detector d measures
 
     s_d(f) = h(f) exp(2 i phase) [F+ (1 + cos^2 i) / 2 - i Fx cos i] exp(-2 pi i f (t + tau_d)) / distance
 
-(Finn & Chernoff 1993 for the amplitudes). Distance follows from the network SNR, counted over the whole signal.
+(Finn & Chernoff 1993 for the amplitudes). A whole draw, which has tilted spins or higher modes, has its own inclination
+and phase, and gives F+ h+ + Fx hx instead of what is in front of the delay. Distance follows from the network SNR,
+counted over the whole signal.
 """
 
 from __future__ import annotations
@@ -111,7 +113,11 @@ class Injector:
         self.sigma = torch.stack([bank.sigma(psd) for psd in psds]).to(device)  # (P, N) SNR at 1 Mpc
         self.amplitude = (bank.scale * scale).to(device)  # (N,)
         first = self.k_low - bank.k_low
-        self.waveform = bank.waveform[:, first : first + self.k_high - self.k_low].to(device)  # (N, K, 2)
+        here = slice(first, first + self.k_high - self.k_low)
+        self.waveform = bank.waveform[:, here].to(device)  # (N, K, 2)
+        self.cross = None if bank.cross is None else bank.cross[:, here].to(device)  # (N, K, 2)
+        if self.cross is not None:
+            self.products = torch.stack([bank.products(psd) for psd in psds]).to(device)  # (P, N, 3)
 
     def __call__(self, draw: Extrinsic, psd_index: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Whitened signals (B, D, T) float32 and each detector's optimal SNR (B, D) float64.
@@ -125,24 +131,39 @@ class Injector:
         gmst = sidereal_time(draw.gps)
         pattern = antenna_patterns(self.detectors, draw.ra, draw.dec, draw.psi, gmst)  # (B, D, 2)
         delay = delays_from_geocentre(self.detectors, draw.ra, draw.dec, gmst)  # (B, D)
-        cosine = draw.cos_inclination[:, None]
-        response = torch.complex(pattern[..., 0] * (1 + cosine**2) / 2, -pattern[..., 1] * cosine)
-        response = response * torch.exp(2j * draw.phase)[:, None]  # (B, D)
-        snr = response.abs() * self.sigma[psd_index, draw.index[:, None]]  # at 1 Mpc
+        response, snr = self._response(draw, pattern, psd_index)  # (B, D), at 1 Mpc
         inverse_distance = draw.snr[:, None] / torch.linalg.vector_norm(snr, dim=1, keepdim=True)
         factor = response * inverse_distance * self.amplitude[draw.index][:, None]
         snr = snr * inverse_distance
         if which is not None:
             factor, delay, snr = factor.gather(1, which), delay.gather(1, which), snr.gather(1, which)
             psd_index = psd_index.gather(1, which)
+            pattern = pattern.gather(1, which[..., None].expand(-1, -1, 2))
 
-        held = torch.view_as_complex(self.waveform[draw.index].to(torch.float32))  # (B, K)
-        spectrum = held[:, None] * self.gain[psd_index]  # (B, D, K)
+        held = torch.view_as_complex(self.waveform[draw.index].to(torch.float32))[:, None]  # (B, 1, K)
+        if self.cross is not None:
+            other = torch.view_as_complex(self.cross[draw.index].to(torch.float32))[:, None]
+            plus, cross = pattern.to(torch.float32).unbind(-1)
+            held = plus[..., None] * held + cross[..., None] * other  # (B, D, K)
+        spectrum = held * self.gain[psd_index]  # (B, D, K)
         spectrum = spectrum * self._shift(factor, draw.merger[:, None] + delay)
         whole = torch.zeros(*spectrum.shape[:2], self.n_buffer // 2 + 1, dtype=torch.complex64, device=self.device)
         whole[..., self.k_low : self.k_high] = spectrum
         signal = torch.fft.irfft(whole, n=self.n_buffer)[..., : self.n_window]
         return signal.contiguous(), snr
+
+    def _response(self, draw: Extrinsic, pattern: Tensor, psd_index: Tensor) -> tuple[Tensor, Tensor]:
+        """What multiplies the waveform, (B, D) complex, and its SNR in each detector at 1 Mpc, (B, D)."""
+        index = draw.index[:, None]
+        if self.cross is not None:
+            plus, cross = pattern.unbind(-1)
+            pp, cc, pc = self.products[psd_index, index].unbind(-1)
+            squared = plus**2 * pp + cross**2 * cc + 2 * plus * cross * pc
+            return torch.ones_like(squared, dtype=torch.complex128), squared.clamp_min(0).sqrt()
+        cosine = draw.cos_inclination[:, None]
+        response = torch.complex(pattern[..., 0] * (1 + cosine**2) / 2, -pattern[..., 1] * cosine)
+        response = response * torch.exp(2j * draw.phase)[:, None]
+        return response, response.abs() * self.sigma[psd_index, index]
 
     def _shift(self, factor: Tensor, seconds: Tensor) -> Tensor:
         """``factor * exp(-2 pi i f seconds)`` (B, D, K) complex64, from two short tables whose product it is."""

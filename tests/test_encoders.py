@@ -14,12 +14,13 @@ from gwtwins.encoders import registry
 from gwtwins.encoders.cnn_gru import CnnGru
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.encoders.pooling import POOLINGS
-from gwtwins.encoders.stem import POWER_FLOOR, LogPowerStem, sine_gaussian_pairs
+from gwtwins.encoders.stem import POWER_FLOOR, LogPowerStem, _fast_bfloat16, sine_gaussian_pairs
 from gwtwins.strain.conditioning import Conditioner
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.psd import PSD
 
 RATE, KERNEL = 1024.0, 128
+needs_bfloat16 = pytest.mark.skipif(not _fast_bfloat16(), reason="this CPU has no bfloat16")
 FREQUENCY = torch.logspace(math.log10(25.0), math.log10(480.0), 24, dtype=torch.float64)
 SMALL = {"width": 8, "hidden": 8, "embedding": 16}
 
@@ -133,6 +134,59 @@ def test_the_random_stem_is_random_with_the_same_energy() -> None:
     assert contrast[1] > 4 * contrast[0]
 
 
+# The stem in bfloat16, while training
+
+
+def defined(layer: LogPowerStem, x: Tensor) -> Tensor:
+    """The stem's formula in float64, (N, K, frames)."""
+    pair = torch.nn.functional.conv1d(x.double(), layer.weight.double(), stride=layer.stride, padding=layer.padding)
+    a, b = pair.chunk(2, dim=1)
+    return torch.log(0.1 + (a**2 + b**2) / 2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [{}, {"kernel": 97, "stride": 48}, {"q": (4.0, 9.0), "bands": 6, "stride": 16}])
+@pytest.mark.parametrize("samples", [2048, 1792, 1000])
+def test_the_stem_is_its_formula(training: bool, shape: dict[str, Any], samples: int) -> None:
+    """To a tenth of a value's spread while training, 1% on average; to float32's rounding otherwise."""
+    layer, x = stem(**shape).train(training), band_limited(32, RATE)[:, None, :samples]
+    x[::2] *= torch.logspace(0, 1, 16)[:, None, None]  # as loud as signals are
+    found, wanted = layer(x), defined(layer, x)
+    assert found.shape == wanted.shape and found.dtype == torch.float32
+    off = (found - wanted).abs()
+    if training:
+        assert off.max() < 0.1 * wanted.std() and off.square().mean().sqrt() < 0.01 * wanted.std()
+    else:
+        assert off.max() < 1e-4
+
+
+@needs_bfloat16
+def test_only_training_rounds_and_the_rounding_does_not_depend_on_the_batch() -> None:
+    layer, x = stem(), band_limited(8, RATE)[:, None]
+    rounded, exact = layer.train()(x), layer.eval()(x)
+    assert (rounded - exact).abs().max() > 1e-3
+    assert torch.equal(layer.train()(x[3:5]), rounded[3:5])
+
+
+@pytest.mark.parametrize("samples", [2048, 1792])
+def test_the_stems_gradient_is_its_formulas(samples: int) -> None:
+    """To 2% of its length while training; it is what the optimiser makes of thousands of such."""
+    layer, x = stem().train(), band_limited(32, RATE)[:, None, :samples]
+    weigh = torch.randn(32, 24, samples // 32)
+    (wanted,) = torch.autograd.grad((defined(layer, x) * weigh).sum(), layer.weight)
+    (found,) = torch.autograd.grad((layer(x) * weigh).sum(), layer.weight)
+    assert found.dtype == torch.float32 and (found - wanted).norm() < 0.02 * wanted.norm()
+    (exact,) = torch.autograd.grad((layer.eval()(x) * weigh).sum(), layer.weight)
+    assert (exact - wanted).norm() < 1e-4 * wanted.norm()
+
+
+def test_strain_that_wants_a_gradient_gets_one() -> None:
+    """Also while training: what an attribution or an adversarial window needs."""
+    layer, x = stem().train(), torch.randn(2, 1, 2048).requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad is not None and (x.grad != 0).all()
+
+
 # Pooling and arguments
 
 
@@ -145,7 +199,16 @@ def test_poolings_equal_their_formulas() -> None:
     assert gem(x).detach().numpy() == pytest.approx(np.mean(positive**3, axis=2) ** (1 / 3), rel=1e-5)
 
 
-@pytest.mark.parametrize("args", [{}, {"pooling": "gem"}, {"q": [4, 9.0], "bands": 8}, {"strides": [8], "stem": "random"}])
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        {"pooling": "gem"},
+        {"q": [4, 9.0], "bands": 8},
+        {"strides": [8], "stem": "random"},
+        {"strides": [1, 2, 2, 1], "pool_from": 0.0},
+    ],
+)
 def test_every_argument_gives_an_encoder_that_trains(args: dict[str, Any]) -> None:
     encoder = registry.build("cnn_gru", SMALL | args)
     out = encoder(torch.randn(4, 1, 2048))
@@ -159,7 +222,48 @@ def test_the_gru_sees_few_steps() -> None:
     assert isinstance(encoder, CnnGru)
     encoder.gru.register_forward_pre_hook(lambda gru, given: steps.append(given[0].shape[1]))
     encoder(torch.zeros(1, 1, 2048))
-    assert 16 <= steps[0] <= 256
+    assert steps == [16] and encoder.hop == 0.125
+
+
+@pytest.mark.parametrize(
+    ("args", "hop", "start", "frames"),
+    [
+        ({}, 0.125, 8, 16),
+        ({"pool_from": 0.0}, 0.125, 0, 16),
+        ({"pool_from": 1.875}, 0.125, 15, 16),
+        ({"pool_from": 1.5, "pooling": "gem"}, 0.125, 12, 16),
+        ({"strides": [2, 2], "stride": 32}, 0.125, 8, 16),
+        ({"strides": [1]}, 1 / 64, 64, 128),
+        ({"rate": 2048.0, "stride": 32}, 0.125, 8, 16),
+        ({"window": 4.0, "pool_from": 2.5}, 0.125, 20, 32),
+    ],
+)
+@torch.no_grad()
+def test_a_window_is_embedded_by_its_frames_from_pool_from_on(
+    args: dict[str, Any], hop: float, start: int, frames: int
+) -> None:
+    encoder = registry.build("cnn_gru", SMALL | args).eval()
+    assert isinstance(encoder, CnnGru)
+    assert encoder.hop == hop and encoder.pool_start == start
+    x = torch.randn(3, 1, round(encoder.rate * encoder.window))
+    sequence = encoder.sequence(x)
+    assert sequence.shape == (3, frames, 16)
+    wanted = encoder.head(encoder.pool(sequence[:, start:].transpose(1, 2)))
+    assert torch.equal(encoder(x), wanted)
+    assert torch.equal(encoder.pooled(sequence[:, start:]), encoder.pool(sequence[:, start:].transpose(1, 2)))
+    if start:
+        assert not torch.allclose(encoder.head(encoder.pooled(sequence)), wanted, atol=1e-3)
+
+
+@torch.no_grad()
+def test_frames_before_pool_from_are_context_to_those_after() -> None:
+    """A burst there is not pooled itself; the GRU's forward half carries some of it on."""
+    encoder, x = registry.build("cnn_gru", SMALL).eval(), torch.randn(4, 1, 2048)
+    early, late = x.clone(), x.clone()
+    early[..., 300:340] += 20.0
+    late[..., 1500:1540] += 20.0
+    moved = [(encoder(windows) - encoder(x)).norm() for windows in (early, late)]
+    assert 0 < moved[0] < 0.2 * moved[1]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +284,12 @@ def test_the_gru_sees_few_steps() -> None:
         ("cnn_gru", {"f_high": 600.0}, "f_high"),
         ("cnn_gru", {"kernel": 16, "stride": 32}, "stride"),
         ("cnn_gru", {"window": 0.5, "rate": 1024.0, "kernel": 1024}, "kernel"),
+        ("cnn_gru", {"strides": []}, "a list"),
+        ("cnn_gru", {"strides": [4, 0]}, "out of bounds"),
+        ("cnn_gru", {"strides": [4.0]}, "a int"),
+        ("cnn_gru", {"pool_from": -1.0}, "out of bounds"),
+        ("cnn_gru", {"pool_from": 2.0}, "pool_from 2 s, frames of 0.125 s; expected a frame or more within the window"),
+        ("cnn_gru", {"layers": 3}, "no argument 'layers'"),
         ("cnn_gru_2021", {"rate": 4096.0}, "no argument 'rate'"),
     ],
 )

@@ -35,19 +35,29 @@ def fitted(encoder: PairedEncoder, kind: str) -> LinearProbe:
     return LinearProbe.fit(embedding.numpy(), None, label, None, kind, 0, own, fingerprint(encoder), both)
 
 
+def pooled_frames(encoder: PairedEncoder, x: torch.Tensor) -> list[np.ndarray]:
+    """Of each detector (N, L, C), float64."""
+    with torch.inference_mode():
+        which = [torch.full((len(x),), d) for d in range(x.shape[1])]
+        sequences = [encoder.sequence(x[:, d], which[d]) for d in range(x.shape[1])]
+    return [sequence[:, encoder.pool_start :].double().numpy() for sequence in sequences]
+
+
 @pytest.mark.parametrize("kind", ["concat", "coherent"])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("detectors", [("H1", "L1", "V1"), ("V1", "H1"), ("K1",)])
-def test_the_statistic_of_frames_is_the_probes_decision(kind: str, shared: bool, detectors: tuple[str, ...]) -> None:
-    encoder = PairedEncoder("cnn_gru", SMALL, detectors, shared=shared).eval()
+@pytest.mark.parametrize("pool_from", [0.0, 1.0])
+def test_the_statistic_of_the_pooled_frames_is_the_probes_decision(
+    kind: str, shared: bool, detectors: tuple[str, ...], pool_from: float
+) -> None:
+    encoder = PairedEncoder("cnn_gru", SMALL | {"pool_from": pool_from}, detectors, shared=shared).eval()
     probe = fitted(encoder, kind)
     weights = frame_weights(encoder, probe)
     x = windows(len(detectors), seed=1)
     with torch.inference_mode():
         embedding, together = encoder.network(x)
-        which = [torch.full((ROWS,), d) for d in range(len(detectors))]
-        each = [encoder.sequence(x[:, d], which[d]).double().numpy() for d in range(len(detectors))]
-    assert together is not None
+    each = pooled_frames(encoder, x)
+    assert together is not None and each[0].shape == (ROWS, round(16 - pool_from / 0.125), 16)
     stat = np.full(ROWS, weights.base)
     for frames, mean, maximum in zip(each, weights.own_mean, weights.own_max, strict=True):
         stat += frames.mean(axis=1) @ mean + frames.max(axis=1) @ maximum
@@ -85,7 +95,7 @@ def test_with_the_shipped_encoder_it_is_the_decision_to_a_millionth(kind: str) -
     weights, x = frame_weights(encoder, probe), windows(3, seed=1)
     with torch.inference_mode():
         embedding, together = encoder.network(x)
-        each = np.stack([encoder.sequence(x[:, d], torch.full((ROWS,), d)).double().numpy() for d in range(3)], axis=1)
+    each = np.stack(pooled_frames(encoder, x), axis=1)
     assert together is not None
     total = each.sum(axis=1)
     stat = weights.base + total.mean(axis=1) @ weights.both_mean + total.max(axis=1) @ weights.both_max

@@ -15,12 +15,15 @@ from scipy.stats import kstest
 
 from gwtwins.strain import draws
 from gwtwins.strain.bank import BankRecipe, WaveformBank
+from gwtwins.strain.batch import Batch
 from gwtwins.strain.conditioning import Conditioner
 from gwtwins.strain.detectors import antenna_patterns, sidereal_time
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.injection import Extrinsic, Injector, draw_extrinsic
 from gwtwins.strain.population import Distribution, Population
 from gwtwins.strain.psd import DEFAULT_PSDS
+from gwtwins.strain.simulated import SimulatedSource, SimulationConfig
+from gwtwins.strain.sources import Window
 from pycbc_reference import F_MAX, FREQUENCY, SPAN, N, merger_offset, reference, series, whitened
 
 NETWORK = ("H1", "L1", "V1", "K1")
@@ -186,6 +189,22 @@ def test_rows_and_detectors_do_not_depend_on_each_other(bank: WaveformBank) -> N
     torch.testing.assert_close(part, signal[some], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("wanted", [(0,), (2, 0), (3, 2, 1, 0), (1, 1)])
+def test_the_detectors_that_are_wanted_have_the_signals_of_the_whole_network(
+    bank: WaveformBank, wanted: tuple[int, ...]
+) -> None:
+    """The SNR stays that of the network, whichever of it are made; each row may want others, in any order."""
+    inject, draw, index = injector(bank), drawn(bank, ROWS), table(ROWS).clone()
+    index[::3] = index[::3].flip(1)  # rows whose detectors have other PSDs
+    signal, snr = inject(draw, index)
+    which = (torch.tensor(wanted) + torch.arange(ROWS)[:, None]) % len(NETWORK)
+    part, part_snr = inject(draw, index, which)
+    assert part.shape == (ROWS, len(wanted), 4096) and part.dtype == torch.float32
+    rows = torch.arange(ROWS)[:, None]
+    torch.testing.assert_close(part, signal[rows, which], rtol=0, atol=1e-6)
+    torch.testing.assert_close(part_snr, snr[rows, which], rtol=1e-12, atol=0)
+
+
 def test_each_row_and_detector_has_the_psd_it_names(bank: WaveformBank) -> None:
     """Row 1's H1 with Virgo's curve: fainter whitened signal in it, the network's SNR unchanged."""
     inject, draw = injector(bank), drawn(bank, 2)
@@ -277,3 +296,76 @@ def test_at_the_ends_of_the_allowed_merger_times_nothing_wraps(bank: WaveformBan
     assert ((early[..., :-975] - middle[..., 975:]).abs() < 2e-3 * loudest).all()
     assert (early[..., -975:].abs() < 0.02 * loudest).all()
     assert ((late[..., 1995:] - middle[..., :-1995]).abs() < 2e-3 * loudest).all()
+
+
+# The simulated source, where only some detectors of each row are made
+
+
+def chosen(source: SimulatedSource, rows: range, which: torch.Tensor, seed: int = 2, step: int = 5) -> Batch:
+    batch, found = source.train_chosen(seed, step, rows, 0.3, 64, lambda present: which)
+    assert torch.equal(found, which)
+    return batch
+
+
+def pairs_of(rows: int) -> torch.Tensor:
+    """(B, 2): two different ones of three detectors, other ones in each row."""
+    row = torch.arange(rows)
+    return torch.stack([row % 3, (row + 1 + row // 3 % 2) % 3], dim=1)
+
+
+def test_chosen_detectors_come_with_the_truth_of_the_whole_network(small_source: SimulatedSource) -> None:
+    rows, which = range(64), pairs_of(64)
+    whole, some = small_source.train_batch(2, 5, rows, 0.3), chosen(small_source, rows, which)
+    assert some.strain.shape == (64, 2, 4096) and some.present.all() and some.label is None
+    assert some.id == whole.id and torch.equal(some.gps, whole.gps)
+    at = torch.arange(64)[:, None]
+    for key in ("snr", "merger", "bank_index"):
+        assert torch.equal(some.truth[key].nan_to_num(-1.0), whole.truth[key].nan_to_num(-1.0))
+    torch.testing.assert_close(some.truth["snr_detector"], whole.truth["snr_detector"][at, which], rtol=1e-9, atol=0)
+
+
+def test_without_noise_chosen_signals_are_those_of_the_batch_to_a_millionth(
+    small_source: SimulatedSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gwtwins.strain.simulated.gaussian_noise", silence)
+    rows, which = range(64), pairs_of(64)
+    whole, some = small_source.train_batch(2, 5, rows, 0.3).strain, chosen(small_source, rows, which).strain
+    assert 1.0 < whole.abs().max() < 100.0
+    torch.testing.assert_close(some, whole[torch.arange(64)[:, None], which], rtol=0, atol=1e-6)
+
+
+def silence(seed: int, stream: str, step: int, rows: range, n: int, rate: float, window: float, *_: Any) -> Any:
+    return torch.zeros(len(rows), n, round(rate * window))
+
+
+def test_chosen_rows_are_a_function_of_seed_step_and_row(small_source: SimulatedSource) -> None:
+    which = pairs_of(24)
+    whole = chosen(small_source, range(24), which)
+    parts = [chosen(small_source, rows, which[rows.start : rows.stop]) for rows in (range(5), range(5, 24))]
+    torch.testing.assert_close(torch.cat([part.strain for part in parts]), whole.strain, rtol=0, atol=1e-5)
+    for other in (chosen(small_source, range(24), which, seed=3), chosen(small_source, range(24), which, step=6)):
+        assert (other.strain != whole.strain).all(dim=-1).any()
+
+
+def test_chosen_windows_have_noise_of_their_own(small_source: SimulatedSource) -> None:
+    """Independent between the views of a row, rows and steps, of variance 1."""
+    made = [chosen(small_source, range(64), pairs_of(64), step=step) for step in (5, 6)]
+    x = torch.cat([batch.strain[batch.truth["snr"] == 0] for batch in made]).flatten(0, 1).double()
+    assert float(x.std()) == pytest.approx(1.0, abs=0.01)
+    x = x / x.norm(dim=1, keepdim=True)
+    off = (x @ x.T)[~torch.eye(len(x), dtype=torch.bool)]
+    # Two windows of 2 s in a band of 480 Hz correlate by 1 / sqrt(1920).
+    assert off.abs().max() < 5 * 1920**-0.5 and off.std() == pytest.approx(1920**-0.5, rel=0.1)
+
+
+def test_absent_detectors_are_chosen_from_knowledge_and_are_silent(cache: Path) -> None:
+    config = SimulationConfig(bank_size=64, n_labelled=64, n_test=64, absent=0.4, glitch_fraction=0.3)
+    source, which, seen = SimulatedSource(config, Window(), progress=False), pairs_of(90), []
+    some, _ = source.train_chosen(0, 1, range(90), 0.0, 90, lambda present: seen.append(present) or which)
+    here = source.train_batch(0, 1, range(90)).present
+    assert torch.equal(seen[0], here) and not here.all()
+    assert torch.equal(some.present, here[torch.arange(90)[:, None], which])
+    silent = some.strain.abs().amax(dim=-1) == 0
+    assert torch.equal(silent, ~some.present)
+    assert (some.truth["snr_detector"][~some.present] == 0).all() and (some.truth["glitch_snr"][silent] == 0).all()
+    assert 0.15 < float((some.truth["glitch_snr"][some.present] > 0).double().mean()) < 0.45  # 0.3 +- 0.045

@@ -30,17 +30,21 @@ ENCODER = {
     "stride": 16,
     "width": 16,
     "strides": [1, 1],
-    "pool_from": 0.0,
     "hidden": 16,
     "embedding": 32,
 }
 
 
 def module(
-    batch: int = 64, steps: int = 100, objective: str = "barlow", shared: bool = True, **given: Any
+    batch: int = 64,
+    steps: int = 100,
+    objective: str = "barlow",
+    shared: bool = True,
+    pool_from: float = 0.0,
+    **given: Any,
 ) -> Pretraining:
     torch.manual_seed(5)
-    encoder = PairedEncoder("cnn_gru", ENCODER, shared=shared, f_low=20.0, f_high=200.0)
+    encoder = PairedEncoder("cnn_gru", ENCODER | {"pool_from": pool_from}, shared=shared, f_low=20.0, f_high=200.0)
     loss = Objective(ObjectiveConfig(objective=objective, projector=32), encoder.embedding_dim)
     return Pretraining(encoder, loss, OptimiserConfig(batch=batch, **given), steps)
 
@@ -279,6 +283,30 @@ def test_both_branches_are_trained(shared: bool) -> None:
     model.training_step(toy_views()(0, 0, range(16), 0.0, 16), 0).backward()
     for branch in (model.encoder.hl, model.encoder.v):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in branch.parameters())
+
+
+@torch.no_grad()
+def test_all_frames_of_a_view_are_pooled_and_not_a_windows_later_ones() -> None:
+    """Else where in a window to look would be learned: frames of long strain would be others than those of windows."""
+    model = module(pool_from=0.5).eval()
+    views = toy_views()(0, 0, range(16), 0.0, 16)
+    model.training_step(views, 0)
+    branch = model.encoder.hl
+    assert branch.pool_start == 16
+    frames = branch.sequence(views.first[:, None])  # type: ignore[operator]
+    expected = head(model)(torch.cat([frames.mean(dim=1), frames.amax(dim=1)], dim=1))
+    assert torch.allclose(model.last["embedding"], expected, atol=1e-6)
+    assert not torch.allclose(model.encoder.encode(views.first, views.first_detector), expected, atol=1e-3)
+
+
+def test_views_of_any_length_are_trained_on() -> None:
+    """Cut to another length at each step: it learns as much, and knows whole windows."""
+    model = module()
+    cut = make_views("detector", ToySource(), AugmentConfig(), shortest=0.75, hop=model.encoder.hop)
+    untrained = agreement(model, toy_views())
+    losses = train(model, cut, 30, 64)
+    assert sum(losses[-3:]) < 0.75 * sum(losses[:3])
+    assert agreement(model, toy_views()) > max(0.8, untrained)
 
 
 def test_what_the_monitors_see_holds_no_graph() -> None:

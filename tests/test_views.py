@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from gwtwins.ssl.augment import AugmentConfig
 from gwtwins.ssl.views import ViewMaker, Views, make_views
+from gwtwins.strain.batch import Batch
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.simulated import SimulatedSource
 from toy_source import ToySource
@@ -19,8 +21,10 @@ CONFIG = AugmentConfig(aug_noise_probability=0.0)
 KINDS = ("detector", "pairs", "noise", "augment")
 
 
-def make(kind: str, source: ToySource | None = None, always: bool = False) -> ViewMaker:
-    return make_views(kind, source or ToySource(), CONFIG, always)
+def make(
+    kind: str, source: ToySource | None = None, always: bool = False, shortest: float = 0.0, hop: float = 0.0625
+) -> ViewMaker:
+    return make_views(kind, source or ToySource(), CONFIG, always, shortest, hop)
 
 
 def same(first: Views, second: Views) -> bool:
@@ -204,3 +208,111 @@ def test_each_row_takes_a_pair_that_it_has() -> None:
         assert views.row.tolist() == list(range(16))
         assert views.first_detector.tolist() == [0, 1] * 8
         assert views.second_detector.tolist() == [2] * 16
+
+
+# Views of some detectors alone
+
+
+@pytest.mark.parametrize("kind", ["detector", "pairs"])
+def test_only_the_two_detectors_of_a_view_are_asked_for(kind: str) -> None:
+    """A source that makes its data need not make the others."""
+    asked: list[Tensor] = []
+
+    class Asked(ToySource):
+        def train_chosen(self, *args: Any) -> tuple[Batch, Tensor]:
+            windows, which = super().train_chosen(*args)
+            asked.append(which)
+            return windows, which
+
+    views = make(kind, Asked(absent=2))(0, 1, range(40), 0.0, 40)
+    (which,) = asked
+    assert which.shape == (40, 2) and (which[:, 0] != which[:, 1]).all()
+    assert torch.equal(which[views.row], torch.stack([views.first_detector, views.second_detector], dim=1))
+
+
+def test_what_is_chosen_of_a_source_is_its_own() -> None:
+    source, which = ToySource(absent=2), torch.stack([torch.arange(12) % 3, (torch.arange(12) + 1) % 3], dim=1)
+    seen: list[Tensor] = []
+    windows, found = source.train_chosen(1, 2, range(12), 0.0, 12, lambda present: seen.append(present) or which)
+    whole = source.train_batch(1, 2, range(12))
+    assert torch.equal(seen[0], whole.present) and torch.equal(found, which)
+    for row in range(12):
+        for view in range(2):
+            assert torch.equal(windows.strain[row, view], whole.strain[row, which[row, view]])
+            assert windows.present[row, view] == whole.present[row, which[row, view]]
+    assert windows.id == whole.id and torch.equal(windows.gps, whole.gps) and windows.truth == {}
+
+
+# Views cut short
+
+
+def places(cut: Tensor, whole: Tensor) -> list[int]:
+    """Where in its row (N, T) each cut (N, L) was taken; -1 for nowhere."""
+    pieces = whole.unfold(1, cut.shape[1], 1)  # (N, T - L + 1, L)
+    same = (pieces == cut[:, None]).all(dim=2)
+    return [int(row.to(torch.int8).argmax()) if row.any() else -1 for row in same]
+
+
+@pytest.mark.parametrize("kind", ["detector", "pairs", "noise"])
+def test_both_views_are_cut_at_one_place_in_whole_frames(kind: str) -> None:
+    """Sixteen frames of 62.5 ms: 12 to 16 of them, from any of the frames that leaves so many."""
+    whole, cut = make(kind), make(kind, shortest=0.75)
+    lengths, starts = set(), set()
+    for step in range(30):
+        a, b = whole(0, step, range(32), 0.0, 32), cut(0, step, range(32), 0.0, 32)
+        for name in ("first_detector", "second_detector", "row"):
+            assert torch.equal(getattr(a, name), getattr(b, name))
+        first, second = places(b.first, a.first), places(b.second, a.second)
+        assert first == second and min(first) >= 0
+        assert b.first.shape == b.second.shape and b.first.is_contiguous()
+        frames = b.first.shape[1] / 32
+        assert all(place % 32 == 0 and place / 32 + frames <= 16 for place in first)
+        lengths.add(frames)
+        starts |= {(frames, place / 32) for place in first}
+    assert lengths == {12, 13, 14, 15, 16}
+    assert starts == {(n, start) for n in lengths for start in range(17 - int(n))}
+
+
+def test_lengths_and_places_are_even() -> None:
+    """720 steps: 120 +- 10 of each of six lengths; 1024 rows of one: 341 +- 15 at each of three places."""
+    cut = make("detector", shortest=0.6875)
+    lengths = torch.tensor([cut(0, step, range(2), 0.0, 2).first.shape[1] // 32 for step in range(720)])
+    assert torch.bincount(lengths, minlength=17)[11:].min() > 120 - 40 and lengths.min() == 11
+    step = int((lengths == 14).nonzero()[0])
+    whole, short = (make("detector", shortest=s)(0, step, range(1024), 0.0, 1024) for s in (0.0, 0.6875))
+    found = torch.bincount(torch.tensor(places(short.first, whole.first)) // 32, minlength=3)
+    assert len(found) == 3 and (found - 341).abs().max() < 60
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_is_a_function_of_seed_step_and_row(kind: str) -> None:
+    views = make(kind, ToySource(absent=2), shortest=0.5)
+    whole = views(3, 5, range(32), 0.5, 32)
+    assert same(whole, views(3, 5, range(32), 0.5, 32))
+    parts = [views(3, 5, rows, 0.5, 32) for rows in (range(10), range(10, 11), range(11, 32))]
+    assert same(whole, joined(parts))  # one length for the step, whichever rows a process makes
+
+
+def test_augmented_views_are_cut_after_their_augmentation() -> None:
+    """Else what an augmentation does at a window's ends would be where the cut is, and differ by its length."""
+    whole, cut = make("detector", always=True), make("detector", always=True, shortest=0.5)
+    a, b = whole(0, 4, range(16), 0.0, 16), cut(0, 4, range(16), 0.0, 16)
+    assert b.first.shape[1] < 512
+    assert places(b.first, a.first) == places(b.second, a.second) and min(places(b.first, a.first)) >= 0
+
+
+def test_whole_windows_are_left_as_they_are() -> None:
+    assert same(make("pairs")(0, 1, range(8), 0.0, 8), make("pairs", shortest=1.0)(0, 1, range(8), 0.0, 8))
+
+
+def test_a_window_that_is_no_multiple_of_a_frame_is_cut_within_it() -> None:
+    """Regression: 1 s in frames of 150 ms was taken for seven of them, 1.05 s."""
+    cut = make("detector", shortest=0.6, hop=0.15)
+    seen = {cut(0, step, range(8), 0.0, 8).first.shape[1] for step in range(40)}
+    assert seen == {n * round(0.15 * 512) for n in (4, 5, 6)}
+
+
+@pytest.mark.parametrize("shortest", [0.01, 1.1, -1.0])
+def test_cuts_that_no_window_holds_are_refused(shortest: float) -> None:
+    with pytest.raises(InputError, match=rf"--crop: {shortest:g} s; expected 0.0625 to 1 s, or 0"):
+        make("detector", shortest=shortest)

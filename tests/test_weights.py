@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from gwtwins.encoders import weights
 from gwtwins.encoders.paired import PairedEncoder
+from gwtwins.encoders.registry import config_of
 from gwtwins.encoders.weights import describe_weights, find_weights, load_encoder, save_encoder
 from gwtwins.probes.features import fingerprint
 from gwtwins.probes.linear import LinearProbe
@@ -24,7 +26,16 @@ from gwtwins.strain.errors import InputError
 from gwtwins.strain.psd import PSD
 
 SMALL: dict[str, Any] = {"width": 8, "hidden": 8, "embedding": 16}
-UNUSUAL = {**SMALL, "pooling": "gem", "q": [4, 9.0], "bands": 5, "strides": [2, 2], "rate": 2048.0, "window": 1.0}
+UNUSUAL = {
+    **SMALL,
+    "pooling": "gem",
+    "q": [4, 9.0],
+    "bands": 5,
+    "strides": [2, 2],
+    "rate": 2048.0,
+    "window": 1.0,
+    "pool_from": 0.25,
+}
 TINY_2021 = {"width": 4, "embedding": 16, "pool_after": "silu"}
 
 
@@ -91,10 +102,22 @@ def test_what_is_saved_comes_back_to_the_bit(given: dict[str, Any], tmp_path: Pa
     assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
     running = [value for name, value in after.items() if name.endswith("running_var")]
     assert running and all((value != 1).any() for value in running)  # BatchNorm's state is there, not a fresh one's
-    for attribute in ("detectors", "shared", "rate", "window", "samples", "embedding_dim", "f_low", "f_high", "name"):
+    same = "detectors", "shared", "rate", "window", "samples", "embedding_dim", "f_low", "f_high", "name", "args"
+    for attribute in same:
         assert getattr(loaded, attribute) == getattr(encoder, attribute)
     x = torch.randn(2, len(encoder.detectors), encoder.samples)
     assert torch.equal(encoder.eval().requires_grad_(False)(x), loaded(x))  # a GRU with gradients rounds otherwise
+
+
+@pytest.mark.parametrize(("name", "given"), [("cnn_gru", SMALL), ("cnn_gru_2021", TINY_2021)])
+def test_every_argument_is_written_so_that_later_defaults_change_no_file(
+    name: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    """Regression: with those given alone, a file of strides (4, 2, 1) was read as one of (4, 1, 2)."""
+    save_encoder(make(name, given), tmp_path, {})
+    args = describe_weights(tmp_path)["encoder"]["args"]
+    assert set(args) == {field.name for field in dataclasses.fields(config_of(name))}
+    assert args.items() >= given.items()
 
 
 def test_a_loaded_encoder_is_frozen(export: Path) -> None:
@@ -338,5 +361,7 @@ def test_the_shipped_encoder_and_its_probe_belong_together() -> None:
     probe = LinearProbe.load(weights.SHIPPED / "small" / "probe")
     probe.check_encoder(fingerprint(encoder), encoder.detectors)
     strain = torch.randn(8, 3, encoder.samples, generator=torch.Generator().manual_seed(0))
-    score = probe.decision(encoder(strain).numpy(), None)
+    embedding, together = encoder.network(strain)
+    assert together is not None
+    score = probe.decision(embedding.numpy(), None, together.numpy())
     assert (score < 3.0).all()  # white noise is no signal, though its band is wider than conditioned noise has
