@@ -18,24 +18,34 @@ from gwtwins.strain.errors import InputError
 
 THRESHOLD = 50.0  # standard deviations; a merger of network SNR 26 peaks at 8
 HALF_WIDTH = 0.25  # s taken out on each side of a loud stretch
+ROUNDS = 3  # an outlier may hide behind a louder one
+LONGEST_FILL = 4.0  # s; the time it takes grows with the square
 
 # Keeps the equations regular where the filter lets nothing through, and the filling does not matter.
 _RIDGE = 1e-8
 
 
 def loud_stretches(
-    whitened: np.ndarray, rate: float, threshold: float = THRESHOLD, merge: float = 1.0
+    whitened: np.ndarray,
+    rate: float,
+    threshold: float = THRESHOLD,
+    merge: float = 1.0,
+    sigma: float | None = None,
 ) -> list[tuple[int, int]]:
     """Where |whitened| exceeds ``threshold``: half-open sample ranges, those closer than ``merge`` s joined.
 
     Args:
-        whitened: (T,) strain of any scale: it is compared with the median of its absolute values, which for a
-            Gaussian is 0.6745 standard deviations and which an outlier does not move.
+        whitened: (T,) strain.
         rate: samples per second.
+        threshold: in standard deviations.
+        merge: seconds.
+        sigma: standard deviation of the noise. By default from the median of the absolute values, which for a
+            Gaussian is 0.6745 standard deviations and which an outlier does not move.
     """
     if whitened.ndim != 1:
         raise InputError("whitened strain", f"shape {whitened.shape}", "(T,)")
-    sigma = np.median(np.abs(whitened)) / 0.6745
+    if sigma is None:
+        sigma = float(np.median(np.abs(whitened))) / 0.6745
     loud = np.flatnonzero(np.abs(whitened) > threshold * sigma)
     if loud.size == 0 or sigma == 0.0:
         return []
@@ -45,9 +55,7 @@ def loud_stretches(
     return [(int(a), int(b) + 1) for a, b in zip(first, last, strict=True)]
 
 
-def holes_around(
-    stretches: list[tuple[int, int]], samples: int, width: int, apart: int
-) -> list[tuple[int, int]]:
+def holes_around(stretches: list[tuple[int, int]], samples: int, width: int, apart: int) -> list[tuple[int, int]]:
     """The stretches widened by ``width`` samples a side within [0, samples), joined if within ``apart``."""
     holes: list[tuple[int, int]] = []
     for start, stop in sorted(stretches):
@@ -57,6 +65,44 @@ def holes_around(
         else:
             holes.append((start, stop))
     return holes
+
+
+def take_out(x: np.ndarray, taps: np.ndarray, rate: float) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """``x`` (T,) with what is loud once whitened filled in, and the holes, half-open sample ranges.
+
+    Holes beyond LONGEST_FILL are not worth a fill: they are cut out, and widened by what the filter spoils beside them.
+
+    Args:
+        x: strain.
+        taps: (2 n + 1,) whitening filter that gives the noise a standard deviation of 1.
+        rate: samples per second.
+    """
+    half, width = taps.size // 2, round(HALF_WIDTH * rate)
+    loud: list[tuple[int, int]] = []
+    holes: list[tuple[int, int]] = []
+    cut: list[tuple[int, int]] = []
+    filled = x
+    for _ in range(ROUNDS):
+        white = np.pad(oaconvolve(filled, taps, mode="valid"), half)
+        for start, stop in cut:
+            white[max(0, start - half) : stop + half] = 0.0
+        new = loud_stretches(white, rate, sigma=1.0)
+        if not new:
+            break
+        loud += reaching_ends(new, x.size, half + width)
+        holes = holes_around(loud, x.size, width, taps.size)
+        cut = [(start, stop) for start, stop in holes if stop - start > LONGEST_FILL * rate]
+        filled = x.copy()
+        for start, stop in cut:
+            filled[start:stop] = 0.0
+        filled = inpaint(filled, [hole for hole in holes if hole not in cut], taps)
+    wide = [(max(0, start - half), min(x.size, stop + half)) for start, stop in cut]
+    return filled, sorted([hole for hole in holes if hole not in cut] + wide)
+
+
+def reaching_ends(stretches: list[tuple[int, int]], samples: int, reach: int) -> list[tuple[int, int]]:
+    """Loud where the filter begins to fit: the outlier may lie in the edge, seen through the filter only."""
+    return [(0 if a <= reach else a, samples if b >= samples - reach else b) for a, b in stretches]
 
 
 def inpaint(strain: np.ndarray, holes: list[tuple[int, int]], taps: np.ndarray) -> np.ndarray:

@@ -7,7 +7,9 @@ older files order them otherwise. Nothing is read before its size, type and stor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,23 @@ import numpy as np
 
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.recording import Recording
+from gwtwins.strain.strain_file import StrainFile, check_strain
 
 DETECTORS = ("H1", "L1", "V1", "K1")
 RATES = (1024, 2048, 4096, 16384)  # Hz; 4096 and 16384 are published, the lower ones are resampled copies
 MAX_SAMPLES = 16384 * 4096  # GWOSC's largest file: 4096 s at 16384 Hz, 512 MiB as float64
+MAX_STREAMED = 1 << 38  # samples read in slices: half a year at 16384 Hz
 
 DEFAULT_REQUIRED = ("DATA", "CBC_CAT1", "CBC_CAT2")
 """Flags a second must pass: data present, no severe fault, no noise of known instrumental origin."""
 
 # A hardware injection is a signal pushed into the mirrors. Continuous-wave ones (NO_CW_HW_INJ) are left out:
 # they ran through whole observing runs at an amplitude that seconds of data do not show.
-_TRANSIENT_INJECTIONS = ("NO_CBC_HW_INJ", "NO_BURST_HW_INJ", "NO_DETCHAR_HW_INJ", "NO_STOCH_HW_INJ")
+TRANSIENT_INJECTIONS = ("NO_CBC_HW_INJ", "NO_BURST_HW_INJ", "NO_DETCHAR_HW_INJ", "NO_STOCH_HW_INJ")
 
 _MAX_FLAGS = 32  # bits of a DQmask word
-_LARGEST_STRAIN = 1e-3  # far above any saturated interferometer; what is larger is not dimensionless strain
+CHUNK_CACHE = 4 << 20  # bytes; a chunk that does not fit (HDF5's own cache has 1 MiB) is unpacked again for every slice
+_LAYOUT = "a complete GWOSC HDF5 strain file"
 
 
 def read_gwosc(path: str | Path, required: Sequence[str] | None = None) -> Recording:
@@ -45,26 +50,90 @@ def read_gwosc(path: str | Path, required: Sequence[str] | None = None) -> Recor
             that contradicts itself, an unknown detector, external or virtual storage, no finite sample.
     """
     path = Path(path)
+    with open_hdf5(path, _LAYOUT) as file:
+        held = _contents(file, path, required)
+        strain = held.strain[()].astype(np.float64, copy=False)
+        if not np.isfinite(strain).any():
+            raise InputError(path, "no finite sample", "strain, with NaN only where data are missing")
+        check_strain(strain, path)
+    return Recording(held.detector, held.start, float(held.rate), strain, held.good, held.flags, held.clean, str(path))
+
+
+def index_gwosc(path: Path, required: Sequence[str] | None = None) -> list[StrainFile]:
+    """What a GWOSC file holds, without its strain; else as :func:`read_gwosc`."""
+    with open_hdf5(path, _LAYOUT) as file:
+        held = _contents(file, path, required, MAX_STREAMED)
+        return [StrainFile.of(path, "gwosc", held.detector, held.start, held.strain.shape[0], held.rate)]
+
+
+class GwoscReader:
+    """A GWOSC file that is read a slice at a time."""
+
+    def __init__(self, path: Path, required: Sequence[str] | None = None) -> None:
+        self.path = path
+        with hdf5_faults(path, _LAYOUT):
+            self._file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
+            held = _contents(self._file, path, required, MAX_STREAMED)
+        self._strain = held.strain
+        self.faults: np.ndarray | None = _faults(held)
+
+    def read(self, first: int, stop: int) -> np.ndarray:
+        """Samples ``first`` to ``stop`` as float64."""
+        with hdf5_faults(self.path, _LAYOUT):
+            strain = self._strain[first:stop].astype(np.float64, copy=False)
+        check_strain(strain, self.path)
+        return strain
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@contextmanager
+def open_hdf5(path: Path, layout: str) -> Iterator[h5py.File]:
+    """The HDF5 file at ``path``; what h5py cannot make sense of is an InputError that names ``layout``."""
     if not path.is_file():
-        raise InputError(path, "no such file", "a GWOSC HDF5 strain file")
+        raise InputError(path, "no such file", layout)
+    if path.stat().st_size == 0:
+        raise InputError(path, "not a readable HDF5 file (it is empty)", layout)
+    with hdf5_faults(path, layout), h5py.File(path, "r") as file:
+        yield file
+
+
+@contextmanager
+def hdf5_faults(path: Path, layout: str) -> Iterator[None]:
+    """Turns what h5py raises for a broken file into an InputError."""
     try:
-        with h5py.File(path, "r") as file:
-            return _read(file, path, required)
+        yield
     except InputError:
         raise
     # What h5py raises for a broken file depends on where it breaks; all of these have been seen.
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
         fault = "truncated" if "truncated" in str(error).lower() else "not a readable HDF5 file"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(path, f"{fault} ({reason})", "a complete GWOSC HDF5 strain file") from error
+        raise InputError(path, f"{fault} ({reason})", layout) from error
 
 
-def _read(file: h5py.File, path: Path, required: Sequence[str] | None) -> Recording:
+@dataclass
+class _Contents:
+    """What a file holds: the strain still in the file, the flags of its S seconds in memory."""
+
+    detector: str
+    start: float
+    rate: int
+    strain: h5py.Dataset
+    flags: dict[str, np.ndarray]
+    required: list[str]
+    good: np.ndarray
+    clean: np.ndarray
+
+
+def _contents(file: h5py.File, path: Path, required: Sequence[str] | None, most: int = MAX_SAMPLES) -> _Contents:
     detector = _text(file, "meta/Detector", path)
     if detector not in DETECTORS:
         raise InputError(path, f"unknown detector {detector[:20]!r}", "one of " + ", ".join(DETECTORS))
 
-    dataset = _dataset(file, "strain/Strain", path, MAX_SAMPLES)
+    dataset = _dataset(file, "strain/Strain", path, most)
     if dataset.dtype.kind != "f":
         raise InputError(path, f"strain/Strain has dtype {dataset.dtype}", "floating-point strain")
     samples = dataset.shape[0]
@@ -78,9 +147,7 @@ def _read(file: h5py.File, path: Path, required: Sequence[str] | None) -> Record
     if "Duration" in file["meta"]:
         duration = _scalar(file, "meta/Duration", path)
         if duration != seconds:
-            raise InputError(
-                path, f"Duration is {duration:g} s but the strain lasts {seconds} s", "equal numbers"
-            )
+            raise InputError(path, f"Duration is {duration:g} s but the strain lasts {seconds} s", "equal numbers")
     start = _start(file, dataset, path)
 
     flags = _flags(file, "quality/simple", "DQmask", "DQShortnames", seconds, path)
@@ -95,17 +162,19 @@ def _read(file: h5py.File, path: Path, required: Sequence[str] | None) -> Record
     clean = np.ones(seconds, bool)
     if file["quality"].get("injections", getlink=True) is not None:
         injections = _flags(file, "quality/injections", "Injmask", "InjShortnames", seconds, path)
-        for name in _TRANSIENT_INJECTIONS:
+        for name in TRANSIENT_INJECTIONS:
             clean &= injections.get(name, True)
+    return _Contents(detector, start, rate, dataset, flags, wanted, good, clean)
 
-    strain = dataset[()].astype(np.float64, copy=False)
-    finite = np.isfinite(strain)
-    if not finite.any():
-        raise InputError(path, "no finite sample", "strain, with NaN only where data are missing")
-    largest = float(np.max(np.abs(strain), where=finite, initial=0.0))
-    if largest > _LARGEST_STRAIN:
-        raise InputError(path, f"a sample of {largest:.3g}", "dimensionless strain, about 1e-18 or less")
-    return Recording(detector, start, float(rate), strain, good, flags, clean, str(path))
+
+def _faults(held: _Contents) -> np.ndarray:
+    """(S,) why each second fails its tests, empty where it passes."""
+    reasons = np.full(held.good.size, "", object)
+    reasons[~held.clean] = "hardware injection"
+    for second in np.flatnonzero(~held.good):
+        failed = [name for name in held.required if not held.flags[name][second]]
+        reasons[second] = "fails " + " and ".join(failed)
+    return reasons
 
 
 def _dataset(file: h5py.File, name: str, path: Path, most: int) -> h5py.Dataset:
@@ -123,10 +192,8 @@ def _dataset(file: h5py.File, name: str, path: Path, most: int) -> h5py.Dataset:
         raise InputError(path, f"{name} is stored in other files", "data stored in the file itself")
     if node.shape is None or node.ndim > 1:
         raise InputError(path, f"{name} has shape {node.shape}", "one dimension")
-    if node.size > most or (node.chunks is not None and node.chunks[0] > most):
-        raise InputError(
-            path, f"{name} declares {max(node.size, *(node.chunks or (0,)))} entries", f"at most {most}"
-        )
+    if node.size > most or (node.chunks is not None and node.chunks[0] > min(most, MAX_SAMPLES)):
+        raise InputError(path, f"{name} declares {max(node.size, *(node.chunks or (0,)))} entries", f"at most {most}")
     return node
 
 

@@ -137,12 +137,12 @@ def measured_from_windows(windows: np.ndarray, rate: float, name: str = "measure
     centred = windows / scale - np.mean(windows / scale, axis=1, keepdims=True)
     spectrum = np.fft.rfft(centred * taper, axis=1)
     periodogram = 2.0 * np.abs(spectrum) ** 2 / (rate * np.sum(taper**2))
-    value = np.median(periodogram, axis=0) / _median_bias(len(windows))
+    value = np.median(periodogram, axis=0) / median_bias(len(windows))
     frequency = np.fft.rfftfreq(windows.shape[1], 1.0 / rate)
     return PSD(frequency[1:], np.maximum(value[1:], np.finfo(float).tiny) * scale**2, name)
 
 
-def _median_bias(n: int) -> float:
+def median_bias(n: int) -> float:
     """E[median] / E[mean] of n exponential variables (Allen et al. 2012, Phys. Rev. D 85, 122006, B12)."""
     odd = n if n % 2 else n - 1
     return float(np.sum((-1.0) ** np.arange(odd) / np.arange(1, odd + 1)))

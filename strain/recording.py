@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from scipy.fft import rfft
 
 from gwtwins.strain.conditioning import F_HIGH, F_LOW, RATE
 from gwtwins.strain.errors import InputError
-from gwtwins.strain.gating import HALF_WIDTH, holes_around, inpaint, loud_stretches
+from gwtwins.strain.gating import HALF_WIDTH, ROUNDS, holes_around, inpaint, loud_stretches, reaching_ends
 from gwtwins.strain.psd import PSD, welch_median
 from gwtwins.strain.whitening_filter import WhiteningFilter, design_whitening, resample
 
@@ -25,11 +26,12 @@ PSD_SECONDS = 256.0  # s; detectors drift over minutes: each part of about this 
 # A second is a gap where its power in the band lies this far below the usual amplitude: quiet and noisy
 # seconds of one detector differ by a factor of 5, a filled gap by 1e6 and more.
 _GAP_LEVEL = 1e-3
+# Amplitude of 1e-27 per sqrt(Hz), in units of `second_levels`: no detector built or planned is as quiet.
+_LEAST_LEVEL = 0.433e-6
 # Copies of strain fade in and out of a gap; beside one, a second counts again once it is at this level, ...
 _RECOVERED_LEVEL = 0.9
 _LONGEST_FADE = 10  # ... s, or this many later: by then it is the noise itself that has changed.
 _CONSTANT_RUN = 1 / 16  # s of equal samples, zeros or not, are not a measurement
-_GATING_ROUNDS = 3  # an outlier may hide behind a louder one
 
 
 @dataclass
@@ -101,23 +103,45 @@ def gap_seconds(strain: np.ndarray, rate: float, f_low: float = F_LOW, f_high: f
     compared with the median level of the seconds that are not gaps, even where those are few (at least a
     tenth of all).
     """
+    level, missing = second_levels(strain, rate, f_low, f_high)
+    return gaps(level, missing, usual_level(level, missing))
+
+
+def second_levels(
+    strain: np.ndarray, rate: float, f_low: float = F_LOW, f_high: float = F_HIGH
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each second's level (S,), see :func:`gap_seconds`, and whether it is missing (S,): NaN, or constant in parts.
+
+    The level does not depend on the rate; white noise of amplitude a per sqrt(Hz) has 0.433 a / 1e-21.
+    """
     per_second = round(rate)
     rows = strain.reshape(-1, per_second)
     missing = ~np.isfinite(rows).all(axis=1) | _constant_run(strain, rate)
     level = np.zeros(len(rows))
-    window = np.hanning(per_second)
+    window = np.hanning(per_second) / 1e-21
     low, high = int(f_low), int(min(f_high, rate / 2))
-    for i in np.flatnonzero(~missing):  # one at a time: memory stays flat for files of hours
-        spectrum = np.fft.rfft((rows[i] - rows[i].mean()) / 1e-21 * window)
-        level[i] = np.sqrt(np.mean(np.abs(spectrum[low:high]) ** 2))
-    if not (level > 0).any():
-        return np.ones(len(rows), bool)
-    loud = np.quantile(level[~missing], 0.9)
-    usual = np.median(level[level > _GAP_LEVEL * loud])
-    empty = ~missing & (level < _GAP_LEVEL * usual)
+    there = np.flatnonzero(~missing)
+    for some in np.split(there, range(16, there.size, 16)):  # a few at a time: memory stays flat for files of hours
+        spectrum = rfft((rows[some] - rows[some].mean(axis=1, keepdims=True)) * window)[:, low:high]
+        level[some] = np.sqrt(np.mean(spectrum.real**2 + spectrum.imag**2, axis=1)) / rate
+    return level, missing
 
+
+def usual_level(level: np.ndarray, missing: np.ndarray) -> float:
+    """The median level of the seconds that are no gaps; 0 where there is none."""
+    there = level[~missing]
+    if not (there > _LEAST_LEVEL).any():
+        return 0.0
+    return float(np.median(there[there > max(_LEAST_LEVEL, _GAP_LEVEL * np.quantile(there, 0.9))]))
+
+
+def gaps(level: np.ndarray, missing: np.ndarray, usual: float) -> np.ndarray:
+    """(S,) bool: the seconds that hold no measurement, where the others have the level ``usual``."""
+    if usual == 0.0:
+        return np.ones(level.size, bool)
+    empty = ~missing & (level < _GAP_LEVEL * usual)
     fading = empty.copy()
-    forward = range(len(rows))
+    forward = range(level.size)
     for order in (forward, reversed(forward)):  # fading in after a gap, fading out before one
         left = 0
         for i in order:
@@ -134,9 +158,12 @@ def gap_seconds(strain: np.ndarray, rate: float, f_low: float = F_LOW, f_high: f
 def _constant_run(strain: np.ndarray, rate: float) -> np.ndarray:
     """(S,) bool: the second holds a run of equal samples."""
     per_second, run = round(rate), max(2, round(_CONSTANT_RUN * rate))
-    same = np.concatenate([[0], np.cumsum(np.diff(strain) == 0.0)])  # equal neighbours before each sample
-    start = np.flatnonzero(same[run - 1 :] - same[: -(run - 1)] == run - 1)  # where such a run begins
+    equal = strain[1:] == strain[:-1]
     out = np.zeros(strain.size // per_second, bool)
+    if np.count_nonzero(equal) < run - 1:
+        return out
+    same = np.concatenate([[0], np.cumsum(equal)])  # equal neighbours before each sample
+    start = np.flatnonzero(same[run - 1 :] - same[: -(run - 1)] == run - 1)  # where such a run begins
     out[start // per_second] = True
     out[(start + run - 1) // per_second] = True
     return out
@@ -206,13 +233,11 @@ def _condition(
     holes: list[tuple[int, int]] = []
     filled = x
     width = round(HALF_WIDTH * rate)
-    for _ in range(_GATING_ROUNDS if gated else 0):
+    for _ in range(ROUNDS if gated else 0):
         new = loud_stretches(np.pad(whitening(filled), whitening.half), rate)
         if not new:
             break
-        # Loud where the filter begins to fit: the outlier may lie in the edge, seen through the filter only.
-        reach = whitening.half + width
-        loud += [(0 if a <= reach else a, x.size if b >= x.size - reach else b) for a, b in new]
+        loud += reaching_ends(new, x.size, whitening.half + width)
         holes = holes_around(loud, x.size, width, whitening.taps.size)
         filled = inpaint(x, holes, whitening.taps)
         whitening = _measured_whitening(filled, rate, f_low, f_high, half_seconds, where)

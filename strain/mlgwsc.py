@@ -1,0 +1,103 @@
+"""Strain in the layout of MLGWSC-1, the first machine-learning search mock data challenge (arXiv:2209.11146).
+
+A group for each detector ("H1", "L1"), in it a dataset for each segment, named by its GPS start, with attributes
+``delta_t`` (s) and ``start_time`` (GPS s). No data quality: what is there is to be analysed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from gwtwins.strain.detectors import DETECTORS
+from gwtwins.strain.errors import InputError
+from gwtwins.strain.gwosc import CHUNK_CACHE, hdf5_faults, open_hdf5
+from gwtwins.strain.strain_file import MAX_RATE, StrainFile, check_strain
+
+_LAYOUT = "the MLGWSC-1 layout: a group for each detector, a dataset for each segment"
+_LONGEST = 10 * 366 * 86400  # s
+
+
+def looks_like_mlgwsc(file: h5py.File) -> bool:
+    """Whether the file's groups are named like detectors."""
+    return any(re.fullmatch(r"[A-Z][0-9]", name) for name in file)
+
+
+def index_mlgwsc(path: Path) -> list[StrainFile]:
+    """The segments that the file holds, without their strain.
+
+    Raises:
+        InputError: not readable, no segment, a group that is no detector, a dataset of a wrong shape or sampling.
+    """
+    with open_hdf5(path, _LAYOUT) as file:
+        found = []
+        for detector in file:
+            if detector not in DETECTORS:
+                expected = "groups named " + ", ".join(DETECTORS)
+                raise InputError(path, f"unknown detector {detector[:20]!r}", expected)
+            group = _stored_here(file, detector, path)
+            if not isinstance(group, h5py.Group):
+                raise InputError(path, f"{detector} is not a group", _LAYOUT)
+            for name in group:
+                found.append(_segment(group, detector, name, path))
+    if not found:
+        raise InputError(path, "no segment of strain", _LAYOUT)
+    return found
+
+
+class MlgwscReader:
+    """One segment, read a slice at a time."""
+
+    faults: np.ndarray | None = None
+
+    def __init__(self, path: Path, place: str) -> None:
+        self.path = path
+        with hdf5_faults(path, _LAYOUT):
+            self._file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
+            self._strain = self._file[place]
+
+    def read(self, first: int, stop: int) -> np.ndarray:
+        """Samples ``first`` to ``stop`` as float64."""
+        with hdf5_faults(self.path, _LAYOUT):
+            strain = self._strain[first:stop].astype(np.float64, copy=False)
+        check_strain(strain, self.path)
+        return strain
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _stored_here(group: h5py.Group, name: str, path: Path) -> h5py.Group | h5py.Dataset:
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise InputError(path, f"{group.name}/{name} is a link to another place", "data stored in the file itself")
+    return group[name]
+
+
+def _segment(group: h5py.Group, detector: str, name: str, path: Path) -> StrainFile:
+    where = f"{detector}/{name[:30]}"
+    dataset = _stored_here(group, name, path)
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype.kind != "f" or not dataset.size:
+        raise InputError(path, f"{where} is not a row of floating-point samples", _LAYOUT)
+    if dataset.is_virtual or dataset.external:
+        raise InputError(path, f"{where} is stored in other files", "data stored in the file itself")
+    if dataset.chunks is not None and dataset.chunks[0] > max(dataset.size, 1 << 20):
+        raise InputError(path, f"{where} is stored in chunks of {dataset.chunks[0]} samples", _LAYOUT)
+    spacing = _number(dataset, "delta_t", where, path)
+    rate = round(1.0 / spacing) if spacing > 0 else 0
+    if not 1 <= rate <= MAX_RATE or abs(spacing * rate - 1.0) > 1e-6:
+        raise InputError(path, f"{where} has samples {spacing:g} s apart", "a whole number of them a second")
+    start = _number(dataset, "start_time", where, path)
+    if not 0 <= start < 1e10 or dataset.size / rate > _LONGEST:
+        raise InputError(path, f"{where} starts at GPS {start:g}, {dataset.size} samples", "GPS seconds")
+    return StrainFile.of(path, "mlgwsc", detector, start, dataset.size, rate, f"{detector}/{name}", False)
+
+
+def _number(dataset: h5py.Dataset, name: str, where: str, path: Path) -> float:
+    value = np.asarray(dataset.attrs.get(name, np.nan))
+    if value.size != 1 or value.dtype.kind not in "iuf" or not np.isfinite(value).all():
+        raise InputError(path, f"{where} has no attribute {name} that is a number", _LAYOUT)
+    return float(value.reshape(()))
