@@ -49,18 +49,22 @@ class MatchedFilterBank:
     first; ``maximum`` is the largest sum over templates and times, ``marginalised`` the logarithm of the mean of
     exp(rho^2 / 2): an approximate likelihood ratio with delays, templates and times averaged over. Both are
     incoherent: they do not ask the detectors' amplitudes and phases to fit one sky position. SNRs are
-    sampled as sparsely as the band allows, every 2 ms for 480 Hz, which costs 1% of them on average: the true limit
-    lies a little higher.
+    sampled as sparsely as the band allows, every 2 ms for 480 Hz, which costs 1% of them on average: the true limit,
+    `gwtwins.probes.optimal`, lies higher.
 
     Args:
         source: whose population, PSDs and window are searched.
         count: templates, drawn from the population with a seed of their own.
+        bank: the templates, if not these: for instance those of `gwtwins.strain.template_bank.search_bank`.
     """
 
-    def __init__(self, source: SimulatedSource, count: int = 250, progress: bool = False) -> None:
+    def __init__(
+        self, source: SimulatedSource, count: int = 250, progress: bool = False, bank: WaveformBank | None = None
+    ) -> None:
         self.rate, self.device = source.rate, source.device
         psd_names = tuple(psd.name for psd in source.psds.values())
-        bank = WaveformBank.obtain(BankRecipe(source.population, count, _TEMPLATE_SEED, psd_names), progress=progress)
+        recipe = BankRecipe(source.population, count, _TEMPLATE_SEED, psd_names)
+        bank = bank or WaveformBank.obtain(recipe, progress=progress)
         self.n_span = round(_SPAN * self.rate)
         # Complex samples hold a band as wide as their rate: 512 a second for 480 Hz.
         self.snr_rate = 2.0 ** np.ceil(np.log2(source.f_high - source.f_low))
