@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from gwtwins.probes import metrics, plots, wording
+from gwtwins.probes import metrics, page, plots, wording
+from gwtwins.probes.page import Picture
 from gwtwins.probes.performance import Performance, limit_performances, probe_performance
 from gwtwins.probes.results import Example, ProbeResults, shown_fap
 from gwtwins.strain.conditioning import F_HIGH, F_LOW
 
 Array = NDArray[np.floating]
 
-PAGE = Path(__file__).with_name("report.html")
-_ACTING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters, and those that turn the direction of the text around them."""
 MAP_POINTS = 6000  # of the embedding map: more hide each other, and their principal components are the same
-
-
-@dataclass
-class Picture:
-    """One picture of the report."""
-
-    name: str
-    """File name without its ending, and anchor in the page."""
-    title: str
-    caption: str
-    alt: str
-    """What it shows, for those who do not see it."""
-    draw: Callable[[plots.Theme], Figure]
 
 
 def write_report(folder: Path, results: ProbeResults) -> Path:
@@ -60,8 +38,9 @@ def write_report(folder: Path, results: ProbeResults) -> Path:
     snr_columns, snr_rows = wording.snr_table(probe, drawn)
     label_columns, label_rows = wording.label_table(results)
     fap = shown_fap(results)
-    frame = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_harmless)
-    html = frame.from_string(PAGE.read_text(encoding="utf-8")).render(
+    page.render_page(
+        folder / "report.html",
+        "report.html",
         title=results.title,
         headline=wording.headline(results, probe, limits),
         summary=wording.summary(results),
@@ -74,13 +53,12 @@ def write_report(folder: Path, results: ProbeResults) -> Path:
         label_rows=label_rows,
         snr_fap=f"{1 / fap:,.0f}" if fap else "",
         highest=_highest(results),
-        pictures=[_drawn(p, folder / "plots") for p in pictures],
-        examples=[_drawn(p, folder / "plots") for p in examples],
+        pictures=[page.drawn(p, folder / "plots") for p in pictures],
+        examples=[page.drawn(p, folder / "plots") for p in examples],
         made=wording.made(results),
         run=json.dumps(results.run, indent=2, default=str) if results.run else "",
         written=f"Written by gwtwins {metadata.version('gwtwins')} on {time.strftime('%Y-%m-%d %H:%M %Z')}.",
     )
-    _write(folder / "report.html", html.encode("utf-8", "replace"))
     return folder / "report.html"
 
 
@@ -264,26 +242,3 @@ def _highest(results: ProbeResults) -> list[tuple[str, list[tuple[str, str]]]]:
     order = np.argsort(-results.score, kind="stable")[:10]
     given = [f"{p:.3f}" if p < 0.9995 else "over 0.999" for p in results.p[order]]
     return [(str(results.ids[i]), [(f"{results.score[i]:.2f}", ""), (p, "")]) for i, p in zip(order, given)]
-
-
-def _drawn(picture: Picture, folder: Path) -> dict[str, Any]:
-    """The picture as the page wants it, its light version written to ``folder`` too."""
-    figure = picture.draw(plots.LIGHT)
-    width, height = (figure.get_size_inches() * figure.dpi).astype(int)
-    light = plots.png(figure)
-    _write(folder / f"{picture.name}.png", light)
-    dark = plots.png(picture.draw(plots.DARK))
-    encoded = {key: base64.b64encode(data).decode() for key, data in (("light", light), ("dark", dark))}
-    return {**vars(picture), **encoded, "width": int(width), "height": int(height)}
-
-
-def _harmless(value: Any) -> Any:
-    """What the page shows, with nothing in it that acts; escaping comes after."""
-    return _ACTING.sub("\ufffd", value) if type(value) is str else value
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from gwtwins.probes.plots import DPI, ENERGY_TOP, LIGHT, Theme, style
 from gwtwins.probes.qtransform import q_transform
-from gwtwins.probes.scan import Series, strain_between
-from gwtwins.probes.triggers import LOUDEST_TO_MERGER, Trigger
+from gwtwins.probes.triggers import Series, StrainBetween, Trigger
 from gwtwins.strain.coverage import Span
-from gwtwins.strain.recording import Conditioned
 
 Array = NDArray[np.float64]
 
@@ -34,7 +33,7 @@ def statistic(
 ) -> Figure:
     """The statistic along time, and what was analysed.
 
-    A window stands where the merger would be if it were a signal's loudest window.
+    A window stands at its middle, a trigger at its merger.
 
     Args:
         series: all windows of the scan; those within ``span`` are drawn.
@@ -48,9 +47,10 @@ def statistic(
     main, bars = figure.subplots(2, 1, sharex=True, height_ratios=[3.0, 0.22 * d])
     style(main, theme)
     style(bars, theme)
-    delay = series.window - LOUDEST_TO_MERGER
-    inside = (series.start >= span.start) & (series.start < span.end)
-    time, stat = series.start[inside] + delay - span.start, series.stat[inside]
+    delay = series.window / 2
+    start = series.start
+    inside = (start >= span.start) & (start < span.end)
+    time, stat = start[inside] + delay - span.start, series.stat[inside]
     for low, high in _unseen(time - delay, series.window, span.end - span.start):
         main.axvspan(low, high, color=theme.faint, alpha=0.55, lw=0)
     # A line must not bridge what was not analysed.
@@ -58,8 +58,8 @@ def statistic(
     main.plot(np.insert(time, breaks, np.nan), np.insert(stat, breaks, np.nan), color=theme.probe, lw=1.0)
     main.axhline(threshold, color=theme.ink, lw=0.8, ls=(0, (6, 2)))
     for number, trigger in enumerate(triggers[:_MARKED], 1):
-        at = trigger.start + delay - span.start
-        if not span.start <= trigger.start < span.end:
+        at = trigger.time - span.start
+        if not span.start <= trigger.time < span.end:
             continue
         main.plot(at, trigger.stat, "v", color=theme.signal, ms=5 if number <= _NUMBERED else 3.5)
         if number <= _NUMBERED:
@@ -83,34 +83,34 @@ def statistic(
 def trigger(
     shown: Trigger,
     number: int,
-    pieces: Sequence[Conditioned],
+    strain_between: StrainBetween,
     detectors: Sequence[str],
     f_low: float,
     f_high: float,
     theme: Theme = LIGHT,
 ) -> Figure:
-    """Whitened strain above its Q-transform, a column for each detector, in seconds from the trigger."""
-    figure = Figure(figsize=(1.0 + 3.0 * len(detectors), 4.0), dpi=DPI, facecolor=theme.paper, layout="constrained")
-    panels = figure.subplots(2, len(detectors), sharex=True, sharey="row", height_ratios=[1, 1.7], squeeze=False)
+    """For each detector the whitened strain above its Q-transform, all over the same time, from the trigger.
+
+    One above the other: what the detectors have at the same moment stands in one line.
+    """
+    d = len(detectors)
+    figure, panels = _stack(d, theme)
     low, high = shown.time - BEFORE - _MARGIN, shown.time + AFTER + _MARGIN
-    cuts = {name: strain_between(pieces, name, low, high) for name in detectors}
+    cuts = {name: strain_between(name, low, high) for name in detectors}
     loudest = [np.abs(_middle(*cut)).max(where=np.isfinite(_middle(*cut)), initial=0.0) for cut in cuts.values()]
     reach = max(5.0, 1.05 * max(loudest))
     image = None
-    for (wave, tiles), name in zip(panels.T, detectors):
-        for ax in (wave, tiles):
-            style(ax, theme)
-            ax.set_xlim(-BEFORE, AFTER)
-        wave.set_ylim(-reach, reach)
-        own = f"{name} adds {shown.part[name]:+.1f}" if name in shown.part else f"{name} absent"
-        wave.set_title(own, fontsize=9.5, color=theme.ink)
-        tiles.set_yscale("log")
-        tiles.set_ylim(f_low, f_high)
+    for (wave, tiles), name in zip(panels, detectors, strict=True):
+        wave.set(ylim=(-reach, reach), ylabel="Noise σ")
+        wave.yaxis.set_major_locator(FixedLocator([0, float(f"{0.8 * reach:.1g}")]))
+        wave.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+        own = f"{name} adds {shown.part[name]:+.1f}" if name in shown.part else f"{name}: not looked at here"
+        wave.set_title(own, loc="left", fontsize=9, pad=3, color=theme.ink)
+        tiles.set(yscale="log", ylim=(f_low, f_high), ylabel="Hz")
         tiles.yaxis.set_major_locator(FixedLocator([f for f in (20, 50, 100, 200, 500) if f_low <= f <= f_high]))
         tiles.yaxis.set_minor_locator(NullLocator())
         tiles.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         tiles.grid(False)
-        tiles.set_xlabel("Seconds from the trigger")
         strain, rate = cuts[name]
         if not np.isfinite(_middle(strain, rate)).any():
             wave.text(0.5, 0.5, "no data", transform=wave.transAxes, ha="center", va="center", color=theme.ink)
@@ -125,16 +125,31 @@ def trigger(
         )
         for ax in (wave, tiles):
             ax.axvline(0, color=theme.signal, lw=0.8, alpha=0.9)
-    panels[0, 0].set_ylabel("Strain (noise σ)")
-    panels[1, 0].set_ylabel("Frequency (Hz)")
+    panels[0][0].set_xlim(-BEFORE, AFTER)
+    panels[-1][1].set_xlabel("Seconds from the trigger")
+    panels[-1][1].tick_params(labelbottom=True)
     title = f"Trigger {number}: GPS {shown.time:.2f}, statistic {shown.stat:.2f}"
-    figure.suptitle(title, fontsize=10.5, color=theme.ink)
+    figure.suptitle(title, fontsize=10, color=theme.ink)
     if image is not None:
-        bar = figure.colorbar(image, ax=panels[1, :], pad=0.01, aspect=18, extend="max")
+        bar = figure.colorbar(
+            image, ax=[ax for pair in panels for ax in pair], pad=0.015, aspect=18, shrink=0.4, extend="max"
+        )
         bar.outline.set_visible(False)  # type: ignore[operator]
         bar.ax.tick_params(colors=theme.ink, labelsize=8, width=0.6)
         bar.set_label("Energy (noise: 1)", color=theme.ink, fontsize=8.5)
     return figure
+
+
+def _stack(d: int, theme: Theme) -> tuple[Figure, list[tuple[Axes, Axes]]]:
+    """For each of ``d`` detectors a panel of strain and one of its Q-transform, over one axis of time."""
+    close = ConstrainedLayoutEngine(h_pad=0.02, hspace=0.0)
+    figure = Figure(figsize=(5.0, 0.9 + 1.75 * d), dpi=DPI, facecolor=theme.paper, layout=close)
+    axes = figure.subplots(2 * d, 1, sharex=True, height_ratios=[0.5, 1.1] * d).tolist()
+    for ax in axes:
+        style(ax, theme)
+        ax.yaxis.label.set_fontsize(8.5)
+        ax.tick_params(labelbottom=False)
+    return figure, list(zip(axes[::2], axes[1::2], strict=True))
 
 
 def _middle(strain: Array, rate: float) -> Array:
