@@ -1,8 +1,9 @@
 """A bank of intrinsic waveforms: made once by pycbc, stored in one HDF5, turned into signals on the device.
 
 An aligned-spin, dominant-mode waveform needs only its plus polarisation seen face on: inclination, phase, sky and
-distance multiply it by one complex number per detector (see `injection`). Each waveform is generated whole, however
-long it lasts in the band, and then cut to a few seconds around its merger, never wrapped. The bank holds
+distance multiply it by one complex number per detector (see `injection`). Of one with tilted spins or higher modes both
+polarisations are held, as seen at the inclination and phase that were drawn with it. Each waveform is generated whole,
+however long it lasts in the band, and then cut to a few seconds around its merger, never wrapped. The bank holds
 no PSD's influence; the PSDs that a run needs travel in the same file, so that training from it imports no pycbc.
 """
 
@@ -14,6 +15,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import reduce
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -81,10 +83,13 @@ def cache_folder() -> Path:
 
 @dataclass
 class WaveformBank:
-    """N face-on plus polarisations at 1 Mpc, frequency domain, merger at the start of a circular 4 s buffer."""
+    """N waveforms at 1 Mpc, frequency domain, merger at the start of a circular 4 s buffer.
+
+    Plus polarisations seen face on; of whole draws both polarisations, as seen from where they were drawn.
+    """
 
     parameters: np.ndarray
-    """(N, 4) mass1, mass2 in solar masses, spin1z, spin2z."""
+    """(N, 4) or (N, 10), see `Population.intrinsic`."""
     waveform: Tensor
     """(N, F, 2) float16, real and imaginary part in units of `scale`, at k / BUFFER Hz for k in [k_low, k_low + F)."""
     k_low: int
@@ -93,15 +98,27 @@ class WaveformBank:
     power: Tensor
     """(N, P) float64, integral of |h(f)|^2 over each bin of POWER_EDGES for the whole waveform, strain^2 s."""
     psds: dict[str, PSD]
+    cross: Tensor | None = None
+    """(N, F, 2) float16 in units of `scale`: the cross polarisation of whole draws."""
+    cross_power: Tensor | None = None
+    """(N, 2, P) float64, integrals of |hx(f)|^2 and of Re h+(f) hx(f)* as in `power`."""
 
     def __len__(self) -> int:
         return len(self.parameters)
 
     def sigma(self, psd: PSD) -> Tensor:
-        """(N,) float64: optimal SNR of each whole waveform face on, at 1 Mpc, with unit antenna pattern."""
+        """(N,) float64: optimal SNR of each whole plus polarisation at 1 Mpc, with unit antenna pattern."""
+        return torch.sqrt(4.0 * self.power @ self._weight(psd))
+
+    def products(self, psd: PSD) -> Tensor:
+        """(N, 3) float64: the inner products (h+|h+), (hx|hx) and (h+|hx) of whole draws, whose SNR they make up."""
+        assert self.cross_power is not None
+        return 4.0 * torch.cat([self.power[:, None], self.cross_power], 1) @ self._weight(psd)
+
+    @staticmethod
+    def _weight(psd: PSD) -> Tensor:
         fine = np.geomspace(POWER_EDGES[0], POWER_EDGES[-1], 8 * (len(POWER_EDGES) - 1) + 1)
-        weight = (1.0 / psd.at(np.sqrt(fine[1:] * fine[:-1]))).reshape(-1, 8).mean(1)
-        return torch.sqrt(4.0 * self.power @ torch.from_numpy(weight))
+        return torch.from_numpy((1.0 / psd.at(np.sqrt(fine[1:] * fine[:-1]))).reshape(-1, 8).mean(1))
 
     @classmethod
     def obtain(cls, recipe: BankRecipe, workers: int | None = None, progress: bool = True) -> WaveformBank:
@@ -134,6 +151,8 @@ class WaveformBank:
                     scale=torch.from_numpy(file["scale"][:]),
                     power=torch.from_numpy(file["power"][:]),
                     psds=psds,
+                    cross=torch.from_numpy(file["cross"][:]) if "cross" in file else None,
+                    cross_power=torch.from_numpy(file["cross_power"][:]) if "cross" in file else None,
                 )
         except FileNotFoundError as error:
             raise InputError(path, "no such file", expected) from error
@@ -167,6 +186,9 @@ def make_bank(recipe: BankRecipe, path: Path, workers: int | None = None, progre
             waveform = file.create_dataset("waveform", shape, "f2")
             scale = file.create_dataset("scale", (recipe.count,), "f8")
             power = file.create_dataset("power", (recipe.count, len(POWER_EDGES) - 1), "f8")
+            if recipe.population.whole_draws:
+                cross = file.create_dataset("cross", shape, "f2")
+                cross_power = file.create_dataset("cross_power", (recipe.count, 2, len(POWER_EDGES) - 1), "f8")
             for i, psd in enumerate(psds):
                 group = file.create_group(f"psds/{i}")
                 group.attrs["name"] = psd.name
@@ -175,7 +197,9 @@ def make_bank(recipe: BankRecipe, path: Path, workers: int | None = None, progre
             start = 0
             for held, scales, powers in _in_parallel(recipe.population, chunks, workers):
                 stop = start + len(held)
-                waveform[start:stop], scale[start:stop], power[start:stop] = held, scales, powers
+                waveform[start:stop], scale[start:stop], power[start:stop] = held[:, 0], scales, powers[:, 0]
+                if recipe.population.whole_draws:
+                    cross[start:stop], cross_power[start:stop] = held[:, 1], powers[:, 1:]
                 bar.update(len(held))
                 start = stop
             bar.close()
@@ -199,51 +223,62 @@ def _in_parallel(population: Population, chunks: list[np.ndarray], workers: int 
 
 
 def _chunk(population: Population, parameters: np.ndarray) -> Chunk:
+    """Of B binaries: P polarisations (B, P, F, 2), their common scale (B,), and power spectra (B, 1 or 3, P')."""
     k_low, k_high = int(population.f_lower * BUFFER), int(F_KEEP * BUFFER)
-    held = np.empty((len(parameters), k_high - k_low, 2), np.float16)
-    scale = np.empty(len(parameters))
-    power = np.empty((len(parameters), len(POWER_EDGES) - 1))
+    n, both = len(parameters), population.whole_draws
+    held = np.empty((n, 1 + both, k_high - k_low, 2), np.float16)
+    scale = np.empty(n)
+    power = np.empty((n, 3 if both else 1, len(POWER_EDGES) - 1))
     for i, row in enumerate(parameters):
-        whole, df = plus_polarisation(population, row)
-        frequency = np.arange(len(whole)) * df
-        power[i] = np.histogram(frequency, POWER_EDGES, weights=np.abs(whole) ** 2 * df)[0]
-        cut = _cut_around_merger(whole, df)[k_low:k_high]
-        scale[i] = np.abs(cut).max() / 1024.0  # leaves float16 six digits below the peak before it loses precision
-        held[i, :, 0], held[i, :, 1] = (cut / scale[i]).real, (cut / scale[i]).imag
+        whole, df = polarisations(population, row)
+        frequency = np.arange(whole.shape[1]) * df
+        squares = [np.abs(h) ** 2 for h in whole] + ([(whole[0] * whole[1].conj()).real] if both else [])
+        for j, square in enumerate(squares):
+            power[i, j] = np.histogram(frequency, POWER_EDGES, weights=square * df)[0]
+        cuts = [_cut_around_merger(h, df)[k_low:k_high] for h in whole]
+        # Leaves float16 six digits below the peak before it loses precision.
+        scale[i] = max(np.abs(cut).max() for cut in cuts) / 1024.0
+        for j, cut in enumerate(cuts):
+            held[i, j, :, 0], held[i, j, :, 1] = (cut / scale[i]).real, (cut / scale[i]).imag
     return held, scale, power
 
 
-def plus_polarisation(population: Population, parameters: np.ndarray) -> tuple[np.ndarray, float]:
-    """The face-on plus polarisation at 1 Mpc of one binary, whole, and its frequency step in Hz.
+_COLUMNS = ("mass1", "mass2", "spin1z", "spin2z")
+_WHOLE_COLUMNS = ("mass1", "mass2", *(f"spin{i}{axis}" for i in (1, 2) for axis in "xyz"), "inclination", "coa_phase")
 
-    Returns complex128 strain seconds at k df up to F_NYQUIST, the merger (peak amplitude) at time 0.
+
+def polarisations(population: Population, parameters: np.ndarray) -> tuple[np.ndarray, float]:
+    """The face-on plus polarisation at 1 Mpc of one binary, (1, F), or of a whole draw plus and cross, (2, F).
+
+    Returns complex128 strain seconds at k df up to F_NYQUIST, the merger (peak amplitude) at time 0; and df in Hz.
     """
     from pycbc.waveform import get_fd_waveform
 
-    mass1, mass2, spin1z, spin2z = map(float, parameters)
-    df = 1.0 / _duration(mass1, mass2, population.f_lower)
-    plus, _ = get_fd_waveform(
+    columns = _WHOLE_COLUMNS if population.whole_draws else _COLUMNS
+    binary = dict(zip(columns, map(float, parameters), strict=True))
+    df = 1.0 / _duration(binary["mass1"], binary["mass2"], population.f_lower)
+    made = get_fd_waveform(
         approximant=population.approximant,
-        mass1=mass1,
-        mass2=mass2,
-        spin1z=spin1z,
-        spin2z=spin2z,
+        **binary,
         f_lower=population.f_lower,
         f_final=F_NYQUIST,
         delta_f=df,
         distance=1.0,
     )
-    whole = np.zeros(int(F_NYQUIST / df), complex)
-    n = min(len(whole), len(plus))
-    whole[:n] = plus.numpy()[:n]
+    whole = np.zeros((1 + population.whole_draws, int(F_NYQUIST / df)), complex)
+    for out, one in zip(whole, made, strict=False):
+        n = min(len(out), len(one))
+        out[:n] = one.numpy()[:n]
     # Approximants differ in what they put at time 0: measure the peak, by a parabola through the largest samples.
     # Amplitudes are flat there, and a sudden start at f_lower rings for as long as there is room: 64 s of the same
     # waveform mostly peak 0.1 to 0.2 ms later, and up to 0.8 ms elsewhere.
-    envelope = np.abs(scipy.fft.ifft(whole))
+    envelope = reduce(np.hypot, [np.abs(scipy.fft.ifft(h)) for h in whole])
     n = int(np.argmax(envelope))
     left, top, right = envelope[n - 1], envelope[n], envelope[(n + 1) % len(envelope)]
     peak = (n + 0.5 * (left - right) / (left - 2 * top + right)) / F_NYQUIST
-    return whole * np.exp(2j * np.pi * np.arange(len(whole)) * df * peak), df
+    # Written so for the last bit: numpy rounds other products of the same numbers otherwise, and a bank that is made
+    # again shall be the same bank.
+    return np.stack([h * np.exp(2j * np.pi * np.arange(len(h)) * df * peak) for h in whole]), df
 
 
 def _duration(mass1: float, mass2: float, f_lower: float) -> float:

@@ -17,7 +17,9 @@ POPULATIONS = Path(__file__).parent / "populations"
 _INTRINSIC = ("mass1", "mass2", "spin1z", "spin2z")
 # Frequency-domain models of the dominant mode with aligned spins: only these turn by inclination and phase afterwards.
 DOMINANT_MODE = ("IMRPhenomXAS", "IMRPhenomD", "SEOBNRv4_ROM", "SEOBNRv5_ROM", "TaylorF2", "IMRPhenomXAS_NRTidalv2")
-_KEYS = {"name", "approximant", "f_lower", *_INTRINSIC, "merger", "snr", "signal_fraction"}
+# Spins that tilt, or higher modes: a bank of these holds whole draws, inclination and phase among them.
+WHOLE_DRAWS = ("IMRPhenomXPHM", "IMRPhenomXP", "IMRPhenomXHM")
+_KEYS = {"name", "approximant", "f_lower", "mass1", "mass2", "merger", "snr", "signal_fraction"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Population:
-    """Distributions of aligned-spin binaries and of their loudness and place in the window."""
+    """Distributions of binaries and of their loudness and place in the window."""
 
     name: str
     approximant: str
@@ -65,12 +67,18 @@ class Population:
     """Detector-frame solar masses; each pair is sorted so that mass1 >= mass2."""
     spin1z: Distribution
     spin2z: Distribution
+    """Aligned spins; of `whole_draws` the magnitudes, in directions spread evenly (the YAML's ``spin1``, ``spin2``)."""
     merger: Distribution
     """Seconds from the window's start to the merger at the geocentre."""
     snr: Distribution
     """Optimal network SNR of the whole signal above f_lower."""
     signal_fraction: float = 0.5
     """Fraction of pretraining rows that carry a signal (evaluation rows: exactly half)."""
+
+    @property
+    def whole_draws(self) -> bool:
+        """Whether inclination and phase belong to a waveform, and cannot be turned afterwards."""
+        return self.approximant in WHOLE_DRAWS
 
     @classmethod
     def load(cls, name_or_path: str) -> Population:
@@ -91,12 +99,16 @@ class Population:
             ) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(path, "not a YAML file", "keys like those of populations/standard.yaml") from error
-        if not isinstance(node, dict) or set(node) != _KEYS:
-            unlike = sorted(set(node) ^ _KEYS) if isinstance(node, dict) else []
-            raise InputError(path, f"keys missing or unknown: {unlike}", f"exactly {sorted(_KEYS)}")
-        drawn = {k: Distribution.parse(f"{path}, {k}", node[k]) for k in (*_INTRINSIC, "merger", "snr")}
-        if node["approximant"] not in DOMINANT_MODE:
-            raise InputError(f"{path}, approximant", f"{node['approximant']!r}", f"one of {', '.join(DOMINANT_MODE)}")
+        whole = isinstance(node, dict) and node.get("approximant") in WHOLE_DRAWS
+        spins = ("spin1", "spin2") if whole else ("spin1z", "spin2z")
+        keys = _KEYS | set(spins)
+        if not isinstance(node, dict) or set(node) != keys:
+            unlike = sorted(set(node) ^ keys) if isinstance(node, dict) else []
+            raise InputError(path, f"keys missing or unknown: {unlike}", f"exactly {sorted(keys)}")
+        drawn = {k: Distribution.parse(f"{path}, {k}", node[k]) for k in ("mass1", "mass2", *spins, "merger", "snr")}
+        if node["approximant"] not in DOMINANT_MODE + WHOLE_DRAWS:
+            expected = f"one of {', '.join(DOMINANT_MODE + WHOLE_DRAWS)}"
+            raise InputError(f"{path}, approximant", f"{node['approximant']!r}", expected)
         fraction, f_lower = node["signal_fraction"], node["f_lower"]
         if not (type(fraction) in (int, float) and 0 < fraction <= 1):
             raise InputError(f"{path}, signal_fraction", f"{fraction!r}", "above 0 and at most 1")
@@ -105,9 +117,10 @@ class Population:
         for key in ("mass1", "mass2"):
             if not 0.5 <= drawn[key].low < drawn[key].high <= 1000:
                 raise InputError(f"{path}, {key}", "masses out of range", "0.5 to 1000 solar masses")
-        for key in ("spin1z", "spin2z"):
-            if not -1 < drawn[key].low < drawn[key].high < 1:
-                raise InputError(f"{path}, {key}", "spins out of range", "above -1 and below 1")
+        for key in spins:
+            if not -1 < drawn[key].low < drawn[key].high < 1 or (whole and drawn[key].low < 0):
+                expected = "magnitudes from 0 to below 1" if whole else "above -1 and below 1"
+                raise InputError(f"{path}, {key}", "spins out of range", expected)
         if drawn["snr"].low < 0:
             raise InputError(f"{path}, snr", f"low = {drawn['snr'].low:g}", "0 or more")
         return cls(
@@ -115,12 +128,30 @@ class Population:
             approximant=str(node["approximant"]),
             f_lower=float(f_lower),
             signal_fraction=float(fraction),
+            spin1z=drawn.pop(spins[0]),
+            spin2z=drawn.pop(spins[1]),
             **drawn,
         )
 
     def intrinsic(self, seed: int, count: int) -> np.ndarray:
-        """``count`` binaries, (count, 4) float64: mass1 >= mass2 (solar masses), spin1z, spin2z."""
-        u = torch.from_numpy(np.random.Generator(np.random.Philox(seed)).random((count, 4)))
+        """``count`` binaries, (count, 4) float64: mass1 >= mass2 (solar masses), spin1z, spin2z.
+
+        Of `whole_draws` (count, 10): mass1, mass2, spin 1 as x y z, spin 2 as x y z, inclination and phase (radians).
+        """
+        columns = 10 if self.whole_draws else 4
+        u = torch.from_numpy(np.random.Generator(np.random.Philox(seed)).random((count, columns)))
         drawn = [getattr(self, key).quantile(u[:, i]).numpy() for i, key in enumerate(_INTRINSIC)]
         heavy, light = np.maximum(drawn[0], drawn[1]), np.minimum(drawn[0], drawn[1])
-        return np.stack([heavy, light, drawn[2], drawn[3]], axis=1)
+        if not self.whole_draws:
+            return np.stack([heavy, light, drawn[2], drawn[3]], axis=1)
+        v = u.numpy()
+        spins = [drawn[2 + i][:, None] * _directions(v[:, 4 + 2 * i], v[:, 5 + 2 * i]) for i in range(2)]
+        inclination, phase = np.arccos(2 * v[:, 8] - 1), 2 * np.pi * v[:, 9]
+        return np.column_stack([heavy, light, *spins, inclination, phase])
+
+
+def _directions(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Unit vectors (N, 3), spread evenly, from uniforms (N,)."""
+    z, azimuth = 2 * u - 1, 2 * np.pi * v
+    flat = np.sqrt(1 - z**2)
+    return np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), z], axis=1)
