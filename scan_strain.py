@@ -1,11 +1,17 @@
-"""Slide a frozen encoder and its probe over real strain, and write what looks like a merger.
+"""Search strain of any length with a frozen encoder and its probe, and write what looks like a merger.
 
     python scan_strain.py H-H1_*.hdf5 L-L1_*.hdf5       GWOSC files; newest run and its probe
-    python scan_strain.py strain/ --weights runs/real --probe runs/real/probe --stride 0.05
+    python scan_strain.py strain/ --weights runs/real --processes 8
+    python scan_strain.py month/ --scheduler tcp://head:8786 --out month-scan
 
-Files of different detectors at the same time are looked at together; a detector that is missing, vetoed or gated at a
-moment counts there as one that heard noise. The result's folder holds triggers.csv (loudest first), events.hdf5 (the
-layout that the evaluation of the MLGWSC-1 challenge reads), scan.json (what was analysed and what was not) and plots.
+Files (GWOSC HDF5, GWF frames, the MLGWSC-1 layout) and folders of them, of one to four detectors that come and go.
+Detectors are looked at together; one that is missing, vetoed or gated at a moment counts there as one that heard noise.
+Time slides of the same strain give the background, and each trigger its false-alarm rate.
+
+The result's folder holds triggers.csv (loudest first), events.hdf5 (the layout that the evaluation of the MLGWSC-1
+challenge reads), scan.json (what was analysed and what was not, the background), plots, and scan.html, a page of it
+all. A scan that was interrupted goes on where it stopped when the same command is given again with --out its folder, to
+the same result.
 """
 
 from __future__ import annotations
@@ -15,22 +21,26 @@ import json
 import math
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gwtwins.strain.command import claim_folder, parse, plain, write_text
+from gwtwins.strain.command import parse, plain, write_text
 from gwtwins.strain.errors import InputError, run_command
 from gwtwins.strain.versions import versions
 
 if TYPE_CHECKING:
-    from gwtwins.encoders.paired import PairedEncoder
-    from gwtwins.probes.scan import Series
-    from gwtwins.probes.triggers import Trigger
+    from gwtwins.probes.background import Background
+    from gwtwins.probes.scan import Scan
+    from gwtwins.probes.triggers import Series
     from gwtwins.strain.coverage import Span
-    from gwtwins.strain.recording import Conditioned
+
+BLOCKS = "blocks"
+"""Folder in the result's where a scan keeps its work until it is done."""
+YEAR = 365.25 * 86400.0  # s
 
 
 @dataclasses.dataclass
@@ -43,19 +53,37 @@ class ScanConfig:
     """Saved probe of that encoder: a folder or its probe.safetensors; the folder probe beside the weights if empty."""
     out: str = ""
     """Folder of the result; <run>/scan if empty."""
+    required_flags: str = ""
+    """Data quality that a second must pass, GWOSC's short names joined by commas; DATA, CBC_CAT1 and CBC_CAT2, as far
+    as a file has them, if empty."""
+    channel: str = ""
+    """Channel of frame files, with or without the detector's prefix; the only channel of strain if empty."""
     stride: float = 0.1
-    """Seconds between windows."""
+    """Seconds between windows: rounded down to a whole number of the encoder's frames, and up to one. The shipped
+    encoders' are 0.125 s long: 0.1 becomes 0.125, and 0.3 becomes 0.25."""
     threshold: float | None = None
-    """Lowest statistic of a trigger; two robust standard deviations above the scan's median if not given."""
+    """Lowest statistic of a trigger; if not given, two robust standard deviations above the scan's median, or what
+    leaves the 10,000 loudest."""
     apart: float = 2.0
-    """Seconds between triggers, at least: windows closer than their own length share strain."""
+    """Seconds within which the loudest window stands for all: windows closer than their own length share strain."""
     min_detectors: int = 1
     """Detectors a window must be there in. Where one alone was recording, nothing tells a glitch from a merger; 2
     leaves those moments out, and with them mergers like GW200129, during which Livingston was vetoed."""
+    slides: int = 200
+    """Time slides of each stretch of strain (up to 17 minutes, in which there is place for 340), at most; short ones
+    allow fewer. 0: no background."""
+    slide: float = 3.0
+    """Seconds by which one time slide differs from the next: more than a window, so that no signal meets itself."""
     loudest: int = 5
     """Triggers that get a picture of their strain."""
-    batch: int = 256
-    """Windows embedded at a time."""
+    processes: int = 0
+    """Processes that compute, each on one core; 0 for all cores (1 on a GPU). The result does not depend on it."""
+    scheduler: str = "local"
+    """Address of a Dask scheduler, such as tcp://head:8786, whose workers see the same files and --out; or local."""
+    keep_blocks: bool = False
+    """Keep the encoder's frames and the whitened strain, <out>/blocks: about 35 MB an hour of three detectors."""
+    batch: int = 16
+    """Pieces of 16 s that go through the encoder at a time."""
     device: str = "auto"
     """cpu, cuda, or auto."""
 
@@ -67,37 +95,35 @@ class ScanConfig:
             raise InputError("--threshold", f"{self.threshold}", "a finite statistic")
         if not 0 < self.apart <= 3600:
             raise InputError("--apart", f"{self.apart:g} s", "more than 0, up to 3600 s")
-        for name, low in (("min_detectors", 1), ("loudest", 0), ("batch", 1)):
+        if not self.slide <= 600:
+            raise InputError("--slide", f"{self.slide:g} s", "up to 600 s")
+        for name, low in (("min_detectors", 1), ("loudest", 0), ("batch", 1), ("slides", 0), ("processes", 0)):
             if getattr(self, name) < low:
                 raise InputError(f"--{name.replace('_', '-')}", f"{getattr(self, name)}", f"at least {low}")
 
 
-@dataclasses.dataclass
-class Strain:
-    """What was read: whitened pieces of all detectors, and which seconds they cover."""
-
-    pieces: list[Conditioned]
-    spans: list[Span]
-    """GPS time of the files, those that overlap made one."""
-    analysed: dict[str, list[Span]]
-    left_out: dict[str, list[Span]]
-
-
 def scan(argv: list[str] | None = None) -> int:
-    """Parse, condition, slide, cluster, write; the exit status."""
+    """Parse, search, write; the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     (config,), flat = parse("scan_strain.py", __doc__, [ScanConfig], argv, positional="files")
     config.check()
     if not flat["files"]:
-        raise InputError("scan_strain.py", "no files given", "GWOSC HDF5 files, or folders of them")
+        raise InputError("scan_strain.py", "no files given", "GWOSC HDF5, GWF or MLGWSC-1 files, or folders of them")
     began = time.perf_counter()
 
     from gwtwins.encoders.weights import describe_weights, find_encoder, find_weights, load_encoder, result_folder
     from gwtwins.probes.features import fingerprint
     from gwtwins.probes.linear import LinearProbe
-    from gwtwins.probes.scan import scan as slide
-    from gwtwins.probes.triggers import find_triggers, usual_threshold, write_events, write_triggers
+    from gwtwins.probes.scan import ScanSettings
+    from gwtwins.probes.scan import scan as search
+    from gwtwins.probes.scan_blocks import BLOCK_SECONDS
+    from gwtwins.probes.scan_folder import claim_scan_folder, identity
+    from gwtwins.probes.scan_page import write_page
+    from gwtwins.probes.scan_workers import LOCAL, workers
+    from gwtwins.probes.triggers import write_events, write_triggers
     from gwtwins.strain.device import choose_device
+    from gwtwins.strain.processes import usable_cores
+    from gwtwins.strain.strain_index import index_strain
 
     device = choose_device(config.device)
     weights = find_encoder(config.weights)
@@ -105,94 +131,111 @@ def scan(argv: list[str] | None = None) -> int:
     fitted = config.probe or str(find_weights(weights).parent / "probe")
     probe = LinearProbe.load(fitted)
     probe.check_encoder(fingerprint(encoder), encoder.detectors, fitted)
+    if config.slide < encoder.window:
+        expected = f"at least a window, {encoder.window:g} s: else a signal meets itself in the background"
+        raise InputError("--slide", f"{config.slide:g} s", expected)
     print(f"encoder: {weights}, probe: {fitted}")
 
-    strain = read_strain(flat["files"], encoder)
-    held = {piece.detector for piece in strain.pieces}
-    if config.min_detectors > len(held):
-        raise InputError("--min-detectors", f"{config.min_detectors}", f"at most the {len(held)} of these files")
-    out = claim_folder(config.out, result_folder(weights, "scan"))
-    series = slide(encoder, probe, strain.pieces, config.stride, config.min_detectors, config.batch, device)
-    threshold = usual_threshold(series) if config.threshold is None else config.threshold
-    band = encoder.f_low, encoder.f_high
-    triggers = find_triggers(series, strain.pieces, threshold, config.apart, *band)
+    if config.scheduler != LOCAL and device != "cpu":
+        raise InputError("--device", f"{device} with --scheduler", "cpu: the cluster's workers compute")
+    flags = [name for name in config.required_flags.split(",") if name] or None
+    index = index_strain(flat["files"], flags, encoder.detectors, config.channel or None)
+    for note in index.notes:
+        print(note)
+    if config.min_detectors > len(index.detectors):
+        expected = f"at most the {len(index.detectors)} of the files"
+        raise InputError("--min-detectors", f"{config.min_detectors}", expected)
+    settings = ScanSettings(**{f.name: getattr(config, f.name) for f in dataclasses.fields(ScanSettings)})
+    out = Path(config.out) if config.out else result_folder(weights, "scan")
+    if claim_scan_folder(out, identity(index, encoder, probe, settings)):
+        print(f"going on with the scan in {out}")
+    # A process takes seconds to start: not for less strain than it works through meanwhile.
+    worthwhile = math.ceil(total(index.spans) / BLOCK_SECONDS)
+    processes = min(config.processes or usable_cores(), worthwhile) if device == "cpu" else 1
+    with workers(processes, config.scheduler) as crew:
+        found = search(index, encoder, probe, out / BLOCKS, settings, crew)
 
-    write_triggers(out / "triggers.csv", triggers, encoder.detectors)
-    write_events(out / "events.hdf5", triggers)
-    draw(out, series, strain, triggers, threshold, config.loudest, band)
+    write_triggers(out / "triggers.csv", found.triggers, encoder.detectors)
+    write_events(out / "events.hdf5", found.triggers)
+    draw(out, found, config.loudest, (encoder.f_low, encoder.f_high))
+    series = found.series
     report = {
         "command": shlex.join(["python", "scan_strain.py", *argv]),
-        "config": {**flat, "weights": weights, "probe": fitted, "threshold": threshold},
+        "config": {**flat, "weights": weights, "probe": fitted, "threshold": found.threshold, "stride": series.stride},
         "encoder": describe_weights(weights),
         "probe": {"features": probe.features.kind, "encoder": probe.encoder, **probe.about},
         "statistic_of_noise": series.base,
-        "windows": {"count": len(series), "by_network": series.windows_by_network()},
-        "triggers": len(triggers),
-        "far_per_year": None,
-        "analysed_seconds": {name: total(spans) for name, spans in strain.analysed.items()},
-        "analysed": {name: listed(spans) for name, spans in strain.analysed.items()},
-        "not_analysed": {name: listed(spans) for name, spans in strain.left_out.items()},
+        "windows": {
+            "count": len(series),
+            "by_network": series.windows_by_network(),
+            "seconds": series.window,
+            "stride": series.stride,
+            "stride_asked": config.stride,
+        },
+        "triggers": len(found.triggers),
+        "background": background_report(found.background, series),
+        "analysed_seconds": {name: total(spans) for name, spans in found.analysed.items()},
+        "analysed_seconds_by_network": {
+            name: round(count * series.stride, 3) for name, count in series.windows_by_network().items()
+        },
+        "analysed": {name: listed(spans) for name, spans in found.analysed.items()},
+        "not_analysed": {name: listed(spans) for name, spans in found.left_out.items()},
+        "notes": list(index.notes),
         "seconds": round(time.perf_counter() - began, 1),
+        "seconds_by_stage": found.seconds,
         "versions": versions(),
     }
     write_text(out / "scan.json", json.dumps(plain(report), indent=2, allow_nan=False) + "\n")
-    print(summary(series, triggers, threshold))
+    if not config.keep_blocks:
+        shutil.rmtree(out / BLOCKS)
+    print(summary(found, config.stride))
     print(f"triggers: {out / 'triggers.csv'}")
+    print(f"page: {write_page(out)}")
     return 0
 
 
-def read_strain(names: Sequence[str], encoder: PairedEncoder) -> Strain:
-    """Read and condition the files, each whole, at the encoder's own rate."""
-    from gwtwins.probes.scan import join_pieces
-    from gwtwins.strain.coverage import Span, analysed, left_out, merged
-    from gwtwins.strain.gwosc import read_gwosc
-    from gwtwins.strain.progress import progress_bar
-    from gwtwins.strain.real_noise import strain_files
-    from gwtwins.strain.recording import condition_recording
+def background_report(background: Background, series: Series) -> dict[str, Any]:
+    """The background for scan.json: live time, floor and histogram of each network of two or more detectors."""
+    from gwtwins.probes.false_alarm_rate import YEAR
 
-    files = list(dict.fromkeys(path.resolve() for name in names for path in strain_files(name)))
-    pieces: list[Conditioned] = []
-    spans: list[Span] = []
-    missing: dict[str, list[Span]] = {}
-    with progress_bar(len(files), "conditioning", "file") as bar:
-        for path in files:
-            recording = read_gwosc(path)
-            if recording.detector not in encoder.detectors:
-                expected = f"strain of the encoder's detectors: {' '.join(encoder.detectors)}"
-                raise InputError(path, f"is of {recording.detector}", expected)
-            found = condition_recording(recording, encoder.rate, encoder.f_low, encoder.f_high)
-            pieces += found
-            spans.append(Span(recording.gps_start, recording.gps_end))
-            missing.setdefault(recording.detector, []).extend(left_out(recording, found))
-            bar.update()
-    if not pieces:
-        raise InputError(names[0], "no stretch of strain is long and good enough", "9 s or more that pass the vetoes")
-    held = [name for name in encoder.detectors if name in missing]
-    covered = {name: analysed([piece for piece in pieces if piece.detector == name]) for name in held}
-    return Strain(join_pieces(pieces), merged(spans), covered, {name: merged(missing[name]) for name in held})
+    spacing = series.stride
+    networks: dict[str, dict[str, Any]] = {}
+    for network in sorted({int(n) for n in series.network} | set(background.histogram)):
+        names = series.names(network)
+        seconds = float(background.windows[network]) * spacing
+        if len(names) < 2:
+            networks[" ".join(names)] = {"why_none": "one detector alone: nothing to slide it against"}
+        elif not seconds:
+            networks[" ".join(names)] = {"why_none": "too little strain of these detectors to slide"}
+        else:
+            networks[" ".join(names)] = {
+                "slid_seconds": round(seconds, 3),
+                "far_floor_per_year": YEAR / seconds,
+                "triggers": int(background.triggers[network]),
+                "loudest": background.loudest.get(network),
+                "histogram": {
+                    "low": background.histogram_low,
+                    "bin": background.BIN,
+                    "count": background.histogram[network].tolist() if network in background.histogram else [],
+                },
+            }
+    return {"slides": background.slides, "stretches": background.rings, "networks": networks}
 
 
-def draw(
-    out: Path,
-    series: Series,
-    strain: Strain,
-    triggers: Sequence[Trigger],
-    threshold: float,
-    loudest: int,
-    band: tuple[float, float],
-) -> None:
+def draw(out: Path, found: Scan, loudest: int, band: tuple[float, float]) -> None:
     """The statistic along each stretch of time that the files cover, and the strain around the loudest triggers."""
     from gwtwins.probes import scan_plots
     from gwtwins.probes.plots import png
 
     folder = out / "plots"
     folder.mkdir(exist_ok=True)
-    for span in strain.spans:
-        here = {n: s for n, s in strain.analysed.items() if any(x.start < span.end and x.end > span.start for x in s)}
-        figure = scan_plots.statistic(series, triggers, threshold, here, span)
-        write_bytes(folder / f"statistic-{span.start:.0f}.png", png(figure))
-    for number, trigger in enumerate(triggers[:loudest], 1):
-        figure = scan_plots.trigger(trigger, number, strain.pieces, list(strain.analysed), *band)
+    for span in found.spans:
+        here = {n: s for n, s in found.analysed.items() if any(x.start < span.end and x.end > span.start for x in s)}
+        if here:
+            figure = scan_plots.statistic(found.series, found.triggers, found.threshold, here, span)
+            write_bytes(folder / f"statistic-{span.start:.0f}.png", png(figure))
+    for number, trigger in enumerate(found.triggers[:loudest], 1):
+        figure = scan_plots.trigger(trigger, number, found.store.strain, list(found.analysed), *band)
         write_bytes(folder / f"trigger-{number}.png", png(figure))
 
 
@@ -213,16 +256,45 @@ def listed(spans: Sequence[Span]) -> list[dict[str, Any]]:
     return [{"start": s.start, "end": s.end, **({"why": s.why} if s.why else {})} for s in spans]
 
 
-def summary(series: Series, triggers: Sequence[Trigger], threshold: float) -> str:
-    """The loudest triggers as a small table for the terminal."""
+def summary(found: Scan, stride: float) -> str:
+    """The background and the loudest triggers for the terminal."""
+    series, background, triggers = found.series, found.background, found.triggers
     names = series.detectors
-    lines = [f"{len(series):,} windows, {len(triggers)} triggers of a statistic of {threshold:.2f} and more"]
+    whole = "" if math.isclose(stride, series.stride) else f" (--stride {stride:g} made a whole number of frames)"
+    lines = [
+        f"{len(series):,} windows, one every {series.stride:g} s{whole}; "
+        f"{len(triggers)} triggers of a statistic of {found.threshold:.2f} and more"
+    ]
+    for network in [i for i in range(256) if background.windows[i]]:
+        seconds = background.windows[network] * series.stride
+        floor = f"no rate below {_rate(YEAR / seconds)} can be told"
+        lines.append(f"background of {' '.join(series.names(network))}: {_time(seconds)} of slid strain; {floor}")
+    if not background.windows.any():
+        lines.append("no background: it takes two detectors at the same time, and some ten seconds of them")
     if triggers:
-        lines.append(f"{'':>3s} {'GPS time (s)':>15s} {'stat':>7s} " + " ".join(f"{name:>6s}" for name in names))
+        own = " ".join(f"{name:>6s}" for name in names)
+        lines.append(f"{'':>3s} {'GPS time (s)':>15s} {'stat':>7s} {own}  false alarms")
     for number, t in enumerate(triggers[:5], 1):
         own = " ".join(f"{t.part[name]:6.2f}" if name in t.part else "     -" for name in names)
-        lines.append(f"{number:>3d} {t.time:15.2f} {t.stat:7.2f} {own}")
+        far = "unknown" if t.far is None else ("< " if t.far.is_limit else "") + _rate(t.far.value)
+        lines.append(f"{number:>3d} {t.time:15.2f} {t.stat:7.2f} {own}  {far}")
     return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    """A length of time in the unit that suits it."""
+    for unit, length in (("years", YEAR), ("days", 86400.0), ("hours", 3600.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:,.0f} s"
+
+
+def _rate(per_year: float) -> str:
+    """A rate in the unit that suits it."""
+    for unit, length in (("year", YEAR), ("day", 86400.0), ("hour", 3600.0)):
+        if per_year < 20 * YEAR / length:
+            return f"{per_year * length / YEAR:.2g} a {unit}"
+    return f"{per_year * 60 / YEAR:.2g} a minute"
 
 
 def main() -> None:

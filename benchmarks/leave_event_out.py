@@ -8,7 +8,8 @@
 Pretraining and the probe's labelled rows take simulated signals in the off-event strain of the other files; the files
 of the events that are judged are left out of both, whole. Each event's own files are then scanned together. The table
 (Markdown, and JSON with --json) says at which place among the triggers of its files the event comes, the statistic
-beside that of the loudest other trigger, and how far the time is off.
+beside that of the loudest other trigger and of the loudest time-slid one (the event's own strain among what is slid),
+how many slid triggers are as loud as the event with and without its own seconds, and how far the time is off.
 """
 
 from __future__ import annotations
@@ -73,31 +74,45 @@ def probe(run: Path, noise: list[str], args: argparse.Namespace) -> None:
 def judged(event: Event, run: Path, args: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Scan the event's files and find it among the triggers."""
     files = [str(path) for path in files_of(event, args.noise)]
-    fitted = args.probe or str(run / "probe")
-    options = ["--weights", str(run), "--probe", fitted, "--out", str(out), "--stride", str(args.stride)]
+    options = ["--weights", str(run), "--out", str(out), "--stride", str(args.stride)]
+    options += ["--probe", args.probe] if args.probe else []
     scan_strain.scan([*files, *options])
     with open(out / "triggers.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     near = [i for i, row in enumerate(rows) if abs(float(row["time"]) - event.gps) < NEAR]
     place = near[0] if near else None
     others = [float(row["stat"]) for i, row in enumerate(rows) if i not in near]
+    report = json.loads((out / "scan.json").read_text())
+    slid = [network.get("loudest") for network in report["background"]["networks"].values()]
+    own = rows[place] if place is not None else {}
     return {
         "event": event.name,
-        "detectors": list(json.loads((out / "scan.json").read_text())["analysed_seconds"]),
+        "detectors": list(report["analysed_seconds"]),
+        "network": own.get("network"),
         "snr": list(event.snr),
         "rank": None if place is None else place + 1,
         "triggers": len(rows),
-        "time_error": None if place is None else float(rows[place]["time"]) - event.gps,
-        "stat": None if place is None else float(rows[place]["stat"]),
+        "time_error": float(own["time"]) - event.gps if own else None,
+        "stat": float(own["stat"]) if own else None,
         "next": max(others, default=None),
+        "loudest_slid": max((stat for stat in slid if stat is not None), default=None),
+        "slid_seconds": sum(n.get("slid_seconds", 0.0) for n in report["background"]["networks"].values()),
+        "louder_slid": {"inclusive": louder(own, "far_inclusive"), "without_its_seconds": louder(own, "far")},
     }
+
+
+def louder(row: dict[str, str], which: str) -> str | None:
+    """Whether slid triggers of the event's network are as loud: "none", "some"; None where there is no background."""
+    flag = row.get(f"{which}_is_limit")
+    return {"1": "none", "0": "some"}.get(flag or "")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
     lines = [
-        "| event | detectors | network SNR | place among triggers | time error (s) | statistic | loudest other |",
-        "|---|---|---|---|---|---|---|",
+        "| event | seen in | network SNR | place among triggers | time error (s) | statistic | loudest other "
+        "| loudest slid (of s) | slid ones as loud: with its seconds, without |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         low, high = row["snr"]
@@ -106,8 +121,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         place = f"{row['rank']} of {row['triggers']}" if found else f"not among {row['triggers']}"
         error, stat = (f"{row['time_error']:+.2f}", f"{row['stat']:.2f}") if found else ("", "")
         other = "" if row["next"] is None else f"{row['next']:.2f}"
-        cells = [row["event"], " ".join(row["detectors"]), snr, place, error, stat, other]
-        lines.append("| " + " | ".join(cells) + " |")
+        slid = "" if row["loudest_slid"] is None else f"{row['loudest_slid']:.2f} ({row['slid_seconds']:.0f})"
+        as_loud = ", ".join(str(answer or "unknown") for answer in row["louder_slid"].values())
+        seen = row["network"] or " ".join(row["detectors"])
+        lines.append("| " + " | ".join([row["event"], seen, snr, place, error, stat, other, slid, as_loud]) + " |")
     return "\n".join(lines)
 
 

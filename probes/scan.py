@@ -1,224 +1,314 @@
-"""The probe's statistic along time: windows slid over long whitened strain of several detectors."""
+"""A search of strain of any length: frames once, the statistic of every window, triggers, and their false-alarm rates.
+
+The strain goes through the encoder's convolutions in blocks of GPS time (`gwtwins.probes.scan_blocks`). Everything
+after that reads their frames again: the windows (`gwtwins.probes.scan_windows`), their statistic
+(`gwtwins.probes.frame_statistic`), its peaks (`gwtwins.probes.triggers`) and the background by time slides
+(`gwtwins.probes.background`).
+"""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from gwtwins.encoders.paired import PairedEncoder
+from gwtwins.probes.background import (
+    Background,
+    SlideSettings,
+    own_statistics,
+    read_slid,
+    rings_of,
+    slide_ring,
+)
+from gwtwins.probes.frame_statistic import FrameStatistic
 from gwtwins.probes.linear import LinearProbe
+from gwtwins.probes.scan_blocks import BlockStore, Grid, compute_blocks
+from gwtwins.probes.scan_coverage import coverage
+from gwtwins.probes.scan_windows import Windows
+from gwtwins.probes.scan_workers import Workers
+from gwtwins.probes.triggers import (
+    MOST_TRIGGERS,
+    TIME_TOLERANCE,
+    Series,
+    Trigger,
+    merger_time,
+    peaks,
+    reach_of,
+    usual_threshold,
+)
+from gwtwins.strain.coverage import Span
 from gwtwins.strain.errors import InputError
-from gwtwins.strain.noise import gaussian_noise
 from gwtwins.strain.progress import progress_bar
-from gwtwins.strain.recording import Conditioned
+from gwtwins.strain.strain_index import StrainIndex
 
-Array = NDArray[np.float64]
+# That one process computes in a row. It reads the strain around them too, for their noise: a tenth more for 8 blocks.
+_TASK_BLOCKS = 8
 
-# Of a stride: GPS times of 1e9 s in float64 are multiples of 1e-7 s, and a window is not lost to such an error.
-_ROUNDING = 1e-3
-_REFERENCE_ROWS = 256  # windows of noise: the mean of what a detector adds is then good to 0.06
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """What a scan's result depends on, beside strain, encoder and probe."""
+
+    stride: float = 0.1
+    """Seconds between windows, rounded down to a whole number of frames, and up to one."""
+    threshold: float | None = None
+    """Lowest statistic of a trigger; None for two robust standard deviations above the scan's median, or what leaves
+    MOST_TRIGGERS."""
+    apart: float = 2.0
+    """Seconds within which the loudest window stands for all."""
+    min_detectors: int = 1
+    """Detectors a window must be there in."""
+    slides: int = 200
+    """Time slides, at most; 0 for no background."""
+    slide: float = 3.0
+    """Seconds by which one slide differs from the next."""
+    batch: int = 16
+    """Rows of 16 s that go through the encoder at a time."""
 
 
 @dataclass
-class Series:
-    """The statistic of N windows in the order of time, D detectors."""
+class Scan:
+    """The result of a scan."""
 
-    start: Array
-    """(N,) GPS time of each window's first sample."""
-    stat: Array
-    """(N,) the probe's logit."""
-    part: Array
-    """(N, D) what each detector's embedding adds to it beyond what noise would; NaN where the detector is absent."""
-    base: float
-    """The statistic of noise: without products of detectors (`concat`) stat = base + sum of the parts."""
-    detectors: tuple[str, ...]
-    """The encoder's."""
-    window: float
-    """Seconds."""
-    stride: float
-    """Seconds between the starts of windows that follow on each other."""
-
-    def __len__(self) -> int:
-        return self.start.size
-
-    @property
-    def present(self) -> NDArray[np.bool_]:
-        """(N, D): which detectors the window was looked at in."""
-        return np.isfinite(self.part)
-
-    @property
-    def p(self) -> Array:
-        """(N,) probability of a signal at the odds of the probe's labelled rows, far better than nature's."""
-        return expit(self.stat)
-
-    def windows_by_network(self) -> dict[str, int]:
-        """How many windows were looked at with which detectors, such as {"H1 L1": 290}."""
-        patterns, count = np.unique(self.present, axis=0, return_counts=True)
-        names = [" ".join(np.array(self.detectors)[pattern]) for pattern in patterns]
-        return {name: int(n) for name, n in zip(names, count, strict=True)}
-
-
-def join_pieces(pieces: Sequence[Conditioned]) -> list[Conditioned]:
-    """Pieces that follow on each other without a break made one, so that windows may cross from one to the next.
-
-    Returns them by detector and time. A joined piece has the PSD of its first part.
-    """
-    joined: list[Conditioned] = []
-    for piece in sorted(pieces, key=lambda p: (p.detector, p.source, p.gps_start)):
-        last = joined[-1] if joined else piece
-        follows = abs(piece.gps_start - last.gps_end) < 0.5 / piece.rate
-        if joined and follows and (last.detector, last.source) == (piece.detector, piece.source):
-            strain = np.concatenate([last.strain, piece.strain])
-            joined[-1] = replace(last, strain=strain, gates=[*last.gates, *piece.gates])
-        else:
-            joined.append(piece)
-    return joined
-
-
-def window_table(
-    pieces: Sequence[Conditioned], detectors: Sequence[str], window: float, stride: float, at_least: int
-) -> tuple[Array, NDArray[np.int64]]:
-    """Where windows can lie, and which piece holds each in each detector.
-
-    Windows start at whole multiples of ``stride`` in GPS time, whatever the files: detectors whose files begin
-    at different seconds share them, and the same strain gives the same windows in any company. A window that
-    touches a gate is not looked at in that detector: the hole is quieter than any noise the encoder has seen.
-    Where files overlap, the first holds the window.
-
-    Args:
-        pieces: whitened strain, at one rate.
-        detectors: D names.
-        window, stride: seconds.
-        at_least: detectors a window must be there in.
-
-    Returns:
-        start (N,) GPS seconds, ascending, and piece (N, D): index into ``pieces``, -1 where absent.
-    """
-    first = [int(np.ceil(piece.gps_start / stride - _ROUNDING)) for piece in pieces]
-    stop = [int(np.floor((piece.gps_end - window) / stride + _ROUNDING)) + 1 for piece in pieces]
-    spans = [np.arange(a, b) for a, b in zip(first, stop, strict=True)]
-    tick = np.unique(np.concatenate([np.zeros(0, np.int64), *spans]))
-    where = np.full((tick.size, len(detectors)), -1)
-    for i in reversed(range(len(pieces))):
-        row, column = np.searchsorted(tick, spans[i]), list(detectors).index(pieces[i].detector)
-        begin = spans[i] * stride
-        clear = np.ones(row.size, bool)
-        for a, b in pieces[i].gates:
-            clear &= (begin + window <= a) | (begin >= b)
-        where[row[clear], column] = i
-    enough = (where >= 0).sum(axis=1) >= at_least
-    return tick[enough] * stride, where[enough]
+    series: Series
+    triggers: list[Trigger]
+    """The loudest first."""
+    threshold: float
+    background: Background
+    analysed: dict[str, list[Span]]
+    """GPS time, for each detector there is strain of."""
+    left_out: dict[str, list[Span]]
+    """The rest of the files' time, with the reason."""
+    spans: list[Span]
+    """GPS time of the files of all detectors, those that touch made one."""
+    store: BlockStore
+    """Frames and whitened strain, as long as its folder is there."""
+    seconds: dict[str, float]
+    """That each stage took."""
 
 
 def scan(
+    index: StrainIndex,
     encoder: PairedEncoder,
     probe: LinearProbe,
-    pieces: Sequence[Conditioned],
-    stride: float,
-    at_least: int = 1,
-    batch: int = 512,
-    device: torch.device | str = "cpu",
+    folder: Path,
+    settings: ScanSettings | None = None,
+    workers: Workers | None = None,
     progress: bool = True,
-) -> Series:
-    """Embed a window every ``stride`` seconds and weigh it with the probe.
-
-    A detector that is absent from a window counts as one that heard noise, see `noise_reference`.
+) -> Scan:
+    """Search the strain; what is in ``folder`` already is not computed again.
 
     Args:
-        encoder: frozen, in eval mode.
+        index: the strain, of `index_strain`, or of `from_series` for pycbc's and gwpy's TimeSeries.
+        encoder: frozen, in eval mode, on the device to compute on.
         probe: fitted to this encoder.
-        pieces: whitened strain at the encoder's rate, see `join_pieces`; detectors that the encoder knows.
-        stride: seconds between windows.
-        at_least: detectors that a window must be there in.
-        batch: windows at a time.
-        progress: a bar with windows/s and the time left on stderr.
+        folder: where the parts of the work are kept; it must belong to this strain, encoder, probe and settings alone.
+        settings: of the scan.
+        workers: that compute, see `gwtwins.probes.scan_workers.workers`; this process alone if not given.
+        progress: bars with the time left on stderr.
 
     Raises:
-        InputError: no window fits, a detector the encoder does not know, or strain at another rate.
+        InputError: no window fits, strain of a detector the encoder does not know, an encoder without frames, or a file
+            at fault.
     """
-    detectors = encoder.detectors
-    for piece in pieces:
-        if piece.detector not in detectors:
-            expected = f"strain of the encoder's detectors: {' '.join(detectors)}"
-            raise InputError(piece.source, f"is of {piece.detector}", expected)
-        if piece.rate != encoder.rate:
-            raise InputError(piece.source, f"strain at {piece.rate:g} Hz", f"the encoder's {encoder.rate:g} Hz")
-    start, where = window_table(pieces, detectors, encoder.window, stride, at_least)
-    if not start.size:
-        fault = f"no {encoder.window:g} s in which {at_least} detector{'s' * (at_least > 1)} recorded well"
-        raise InputError("strain", fault, "longer or better stretches, or fewer detectors asked for")
-    series = Series(
-        start,
-        np.empty(start.size),
-        np.full(where.shape, np.nan),
-        float("nan"),
-        detectors,
-        encoder.window,
-        stride,
+    chosen, crew = settings or ScanSettings(), workers or Workers()
+    for name in index.detectors:
+        if name not in encoder.detectors:
+            expected = f"strain of the encoder's detectors: {' '.join(encoder.detectors)}"
+            raise InputError(index.of(name)[0].path, f"is of {name}", expected)
+    grid = Grid.of(encoder)
+    statistic = FrameStatistic.of(encoder, probe)
+    store = BlockStore(folder, grid, index.detectors)
+    windows = Windows(store, encoder)
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = grid.blocks_of(index.spans)
+    clock = _Clock()
+    _compute(index, encoder, store, numbers, chosen.batch, crew, progress)
+    clock.lap("frames")
+    series = search(windows, numbers, statistic, chosen.min_detectors, step_of(chosen.stride, grid.hop))
+    clock.lap("statistic")
+    analysed, left_out = coverage(store, numbers, index)
+    if not len(series):
+        raise InputError(index.files[0].path, *_nothing(analysed, chosen.min_detectors, series.window))
+    threshold = usual_threshold(series) if chosen.threshold is None else chosen.threshold
+    at = peaks(series, threshold, chosen.apart)
+    if chosen.threshold is None and at.size > MOST_TRIGGERS:
+        at = at[:MOST_TRIGGERS]
+        threshold = float(series.stat[at[-1]])
+    triggers = [trigger_at(series, int(i), windows, statistic) for i in at]
+    clock.lap("triggers")
+    slides = SlideSettings(
+        chosen.slides, chosen.slide, threshold, reach_of(chosen.apart, series.step, series.hop), series.step
     )
-    reference = noise_reference(encoder, device)  # (D, E)
-    coef = probe.coef[: reference.size].reshape(reference.shape)  # of the detectors' own features
-    quiet = _own(probe, reference[None]) * coef  # (1, D, E)
-    series.base = float(probe.decision(reference[None])[0])
-    with torch.inference_mode(), progress_bar(start.size, "scanning", "window", progress) as bar:
-        for begin in range(0, start.size, batch):
-            rows = slice(begin, begin + batch)
-            strain = torch.from_numpy(_cut(pieces, start[rows], where[rows], encoder.samples))  # (B, D, T)
-            present = where[rows] >= 0
-            embedding = encoder(strain.to(device), torch.from_numpy(present).to(device)).float().cpu().numpy()
-            if not np.isfinite(embedding).all():
-                raise InputError("encoder", "gives embeddings that are not finite", "finite weights")
-            embedding = np.where(present[..., None], embedding, reference)
-            series.stat[rows] = probe.decision(embedding)
-            series.part[rows] = np.where(present, (_own(probe, embedding) * coef - quiet).sum(axis=2), np.nan)
-            bar.update(len(embedding))
-    return series
+    background = slid_background(series, triggers, at, windows, numbers, statistic, slides, crew, progress)
+    rated = []
+    for i, trigger in enumerate(triggers):
+        far, inclusive = background.rates(i)
+        rated.append(replace(trigger, far=far, far_inclusive=inclusive))
+    clock.lap("background")
+    return Scan(series, rated, threshold, background, analysed, left_out, index.spans, store, clock.seconds)
 
 
-def noise_reference(encoder: PairedEncoder, device: torch.device | str = "cpu") -> NDArray[np.float32]:
-    """Mean embedding (D, E) of whitened Gaussian noise in each detector: what an absent detector is taken to be.
+class _Clock:
+    """Seconds from lap to lap."""
 
-    The probe's own word for an absent detector is the mean over its labelled rows, and half of these are signals:
-    noise in fewer detectors then looks more like a signal. In LIGO and Virgo noise its median statistic was -2.0
-    with all three, -0.7 without H1, -0.2 without L1 and +1.2 in V1 alone; with this reference it is -2.0, -1.9, -1.9
-    and -1.7, and on simulated signals the probabilities are nearer to the truth in every such network.
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name], self._last = round(now - self._last, 3), now
+
+
+def step_of(stride: float, hop: float) -> int:
+    """Frames between windows: ``stride`` seconds rounded down to a whole number of frames, and up to one."""
+    return max(1, math.floor(stride / hop + 1e-9))
+
+
+def _compute(
+    index: StrainIndex,
+    encoder: PairedEncoder,
+    store: BlockStore,
+    numbers: Sequence[int],
+    batch: int,
+    crew: Workers,
+    progress: bool,
+) -> None:
+    """The blocks that are not there yet."""
+    missing = [number for number in numbers if not store.has(number)]
+    size = max(1, min(_TASK_BLOCKS, math.ceil(len(missing) / crew.count)))
+    tasks: list[list[int]] = []
+    for number in missing:
+        if tasks and number == tasks[-1][-1] + 1 and len(tasks[-1]) < size:
+            tasks[-1].append(number)
+        else:
+            tasks.append([number])
+    done = len(numbers) - len(missing)
+    with progress_bar(len(numbers), "frames", "block", progress, done=done) as bar:
+        if crew.count == 1:  # so that the bar moves within a task
+            for task in tasks:
+                for _ in compute_blocks(index, encoder, store, task, batch):
+                    bar.update()
+        else:
+            for count in crew.run(_compute_task, [(index, encoder, store, task, batch) for task in tasks]):
+                bar.update(count)
+
+
+def _compute_task(
+    index: StrainIndex, encoder: PairedEncoder, store: BlockStore, numbers: Sequence[int], batch: int
+) -> int:
+    return sum(1 for _ in compute_blocks(index, encoder, store, numbers, batch))
+
+
+def search(windows: Windows, numbers: Sequence[int], statistic: FrameStatistic, at_least: int, step: int) -> Series:
+    """The statistic of every window of the blocks.
+
+    Windows start at whole multiples of ``step`` frames in GPS time, whatever the files: the same strain gives the same
+    windows in any company. A window counts in a detector where all that is pooled of it was recorded well; detectors
+    that it does not count in are taken to have heard noise.
+
+    Args:
+        windows: of the blocks.
+        numbers: of the blocks, ascending.
+        statistic: of the windows.
+        at_least: detectors a window must be there in.
+        step: frames between windows.
     """
-    rows = range(_REFERENCE_ROWS)
-    band = encoder.rate, encoder.window, encoder.f_low, encoder.f_high
-    noise = gaussian_noise(0, "absent detectors", 0, rows, len(encoder.detectors), *band)
-    with torch.inference_mode():
-        return encoder(noise.to(device)).float().mean(dim=0).cpu().numpy()
+    store = windows.store
+    which = [statistic.detectors.index(name) for name in store.detectors]
+    ticks: list[NDArray[np.int64]] = []
+    stats: list[NDArray[np.float32]] = []
+    networks: list[NDArray[np.uint8]] = []
+    size = store.grid.block
+    for number in numbers:
+        first = number * size
+        if not store.good(number).any():
+            continue
+        frames, ok = windows.of(first, first + size)
+        own = own_statistics(statistic, list(frames), ok, which)
+        stat, network = statistic.combined(list(frames), own, ok, which, at_least=at_least)
+        tick = np.arange(first, first + size)
+        kept = np.isfinite(stat) & (tick % step == 0)
+        ticks.append(tick[kept])
+        stats.append(stat[kept])
+        networks.append(network[kept])
+    empty = (np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.uint8))
+    return Series(
+        np.concatenate([empty[0], *ticks]),
+        np.concatenate([empty[1], *stats]),
+        np.concatenate([empty[2], *networks]),
+        statistic.of_noise,
+        statistic.detectors,
+        statistic.frames,
+        statistic.hop,
+        step,
+    )
 
 
-def _own(probe: LinearProbe, embedding: NDArray[np.float32]) -> NDArray[np.floating]:
-    """The detectors' own standardised features (B, D, E), without products."""
-    return probe.features.transform(embedding)[:, : embedding[0].size].reshape(embedding.shape)
+def trigger_at(series: Series, i: int, windows: Windows, statistic: FrameStatistic) -> Trigger:
+    """The trigger that window ``i`` of the series is, without a false-alarm rate.
+
+    What a detector adds is how far the window's statistic is above that with noise in its place.
+    """
+    tick, network = int(series.tick[i]), int(series.network[i])
+    store, encoder = windows.store, windows.encoder
+    frames, _ = windows.of(tick, tick + 1)
+    held = {statistic.detectors.index(name): row[:, 0] for name, row in zip(store.detectors, frames, strict=True)}
+    on = {d: held[d] for d in sorted(held) if network >> d & 1}
+    whole = statistic.of_window(on)
+    part = {
+        statistic.detectors[d]: whole - statistic.of_window({e: rows for e, rows in on.items() if e != d}) for d in on
+    }
+    start = tick * series.hop
+    rough = start + statistic.time_in_window(on)
+    time = merger_time(rough, tuple(part), store.strain, encoder.f_low, encoder.f_high)
+    return Trigger(time, float(series.stat[i]), part, start, TIME_TOLERANCE)
 
 
-def strain_between(pieces: Sequence[Conditioned], detector: str, low: float, high: float) -> tuple[Array, float]:
-    """The detector's strain (T,) from GPS ``low`` to ``high``, NaN where there is none, and its rate."""
-    mine = [piece for piece in pieces if piece.detector == detector]
-    rate = pieces[0].rate
-    out = np.full(round((high - low) * rate), np.nan)
-    for piece in reversed(mine):
-        first = round((piece.gps_start - low) * rate)
-        a, b = max(first, 0), min(first + piece.strain.size, out.size)
-        if a < b:
-            out[a:b] = piece.strain[a - first : b - first]
-    return out, rate
+def slid_background(
+    series: Series,
+    triggers: Sequence[Trigger],
+    at: NDArray[np.int64],
+    windows: Windows,
+    numbers: Sequence[int],
+    statistic: FrameStatistic,
+    settings: SlideSettings,
+    crew: Workers,
+    progress: bool,
+) -> Background:
+    """The background of the triggers, which are the windows ``at`` of the series."""
+    time = np.array([trigger.time for trigger in triggers])
+    stat = series.stat[at].astype(np.float64)
+    context, low = windows.context * series.hop, settings.threshold
+    background = Background(
+        series.hop, series.step, series.window, context, time, stat, series.network[at], histogram_low=low
+    )
+    if settings.slides < 1:
+        return background
+    store, size = windows.store, windows.store.grid.block
+    good = ((number * size, store.good(number)) for number in numbers)
+    rings = rings_of(list(good), statistic.frames, statistic.hop, settings)
+    paths = [store.folder / f"slides-{ring.first}-{ring.stop}.hdf5" for ring in rings]
+    missing = [(windows, statistic, ring, settings, path) for ring, path in zip(rings, paths) if not path.exists()]
+    with progress_bar(len(rings), "time slides", "stretch", progress, done=len(rings) - len(missing)) as bar:
+        for _ in crew.run(slide_ring, missing):
+            bar.update()
+    which = [statistic.detectors.index(name) for name in store.detectors]
+    for ring, path in zip(rings, paths, strict=True):
+        background.add(read_slid(path, ring), which)
+    return background
 
 
-def _cut(pieces: Sequence[Conditioned], start: Array, where: NDArray[np.int64], samples: int) -> NDArray[np.float32]:
-    """Windows (B, D, samples) float32, zero where a detector is absent."""
-    out = np.zeros((*where.shape, samples), np.float32)
-    for i in np.unique(where[where >= 0]):
-        row, column = np.nonzero(where == i)
-        windows = np.lib.stride_tricks.sliding_window_view(pieces[i].strain, samples)
-        sample = np.rint((start[row] - pieces[i].gps_start) * pieces[i].rate).astype(int)
-        out[row, column] = windows[sample.clip(0, len(windows) - 1)]
-    return out
+def _nothing(analysed: dict[str, list[Span]], at_least: int, window: float) -> tuple[str, str]:
+    """What is wrong with strain in which no window fits, and what is expected."""
+    if not any(analysed.values()):
+        return "no stretch of strain is long and good enough", "9 s or more that pass the vetoes"
+    fault = f"no {window:g} s in which {at_least} detector{'s' * (at_least > 1)} recorded well"
+    return fault, "longer or better stretches, or fewer detectors asked for"

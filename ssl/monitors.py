@@ -1,51 +1,20 @@
-"""What can be watched while pretraining runs: progress, TensorBoard, metrics.jsonl, checkpoints, a graceful stop."""
+"""What can be watched while pretraining runs: progress, TensorBoard, metrics.jsonl."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import signal
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.utils.tensorboard import SummaryWriter
 
 from gwtwins.ssl.objectives import correlation_terms, effective_rank
 from gwtwins.ssl.pretrain import Feed, Pretraining
 from gwtwins.strain.command import write_text
-from gwtwins.strain.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InputError
 from gwtwins.strain.progress import progress_bar
-
-# What Lightning says on every fit about its own insides, or about what this project means to do.
-_LIGHTNING_WARNINGS = (
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.15
-    r"GPU available but not used",  # --device cpu
-    r"You're resuming from a checkpoint that ended before the epoch ended",  # the feed starts at the step itself
-)
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Without Lightning's notices (hardware found, products to try, defaults taken); its warnings stay."""
-    log = logging.getLogger("pytorch_lightning")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in _LIGHTNING_WARNINGS:
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        log.setLevel(level)
 
 
 class Progress(pl.Callback):
@@ -165,67 +134,3 @@ def _drop_lines_after(path: Path, step: int) -> None:
             except (ValueError, KeyError):
                 continue  # a line cut short by the crash
         write_text(path, "".join(lines))
-
-
-class Checkpoint(pl.Callback):
-    """Keeps ``checkpoints/last.ckpt`` no older than ``every`` steps, replaced in one atomic step."""
-
-    def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.every, self.saved = folder, every, -1
-
-    def save(self, trainer: pl.Trainer) -> None:
-        """Write the checkpoint of the step that has just ended."""
-        if self.saved == trainer.global_step:
-            return
-        partial = self.folder / "last.ckpt.tmp"
-        if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            os.replace(partial, self.folder / "last.ckpt")
-        self.saved = trainer.global_step
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
-            self.save(trainer)
-
-
-def steps_of_checkpoint(path: Path) -> int:
-    """The optimiser steps that a checkpoint has behind it.
-
-    Raises:
-        InputError: it cannot be read, or holds more than numbers (nothing in it is run).
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about pickles that it goes on to refuse
-            return int(TorchCheckpointIO().load_checkpoint(path, weights_only=True)["global_step"])
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError) as error:
-        expected = "one that a run wrote; without it, the run begins anew"
-        raise InputError(path, "is not a whole checkpoint", expected) from error
-
-
-class GracefulStop(pl.Callback):
-    """Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint; a second one ends it at once."""
-
-    _EXIT = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
-        self.exit_status = 0
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.exit_status:
-            raise KeyboardInterrupt
-        self.exit_status = self._EXIT[signal.Signals(number)]
-        print("\nstopping after this step, to save a checkpoint ...", file=sys.stderr)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Only now: Lightning sets its own when fit begins. It puts back all that there were before when fit ends.
-        for number in self._EXIT:
-            signal.signal(number, self._handle)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if self.exit_status:
-            self.checkpoint.save(trainer)
-            trainer.should_stop = True

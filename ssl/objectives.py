@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from lightly.loss import BarlowTwinsLoss, NTXentLoss, VICRegLoss
 from lightly.models.modules.heads import BarlowTwinsProjectionHead, SimCLRProjectionHead, VICRegProjectionHead
-from lightly.utils.dist import gather
 from torch import Tensor, nn
 
+from gwtwins.ssl.distributed import gathered
 from gwtwins.strain.errors import InputError
 
 
@@ -36,8 +36,9 @@ class ObjectiveConfig:
 class Objective(nn.Module):
     """Projector and loss. ``forward(first, second)`` takes embeddings (N, E) and gives the loss, a scalar.
 
-    In several processes the projections of all are gathered first (differentiably): lightly's own
-    ``gather_distributed`` standardises by each process's batch alone, which is another loss.
+    It is computed in float32, or in float64 where the embeddings are. In several processes the projections of all are
+    gathered first (differentiably): lightly's own ``gather_distributed`` standardises by each process's batch alone,
+    which is another loss.
     """
 
     def __init__(self, config: ObjectiveConfig, embedding_dim: int) -> None:
@@ -55,9 +56,8 @@ class Objective(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The loss and the two gathered projections (N, P) it was computed on."""
         with torch.autocast(first.device.type, enabled=False):
-            a, b = self.projector(first.float()), self.projector(second.float())
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                a, b = torch.cat(gather(a)), torch.cat(gather(b))
+            exact = torch.promote_types(first.dtype, torch.float32)
+            a, b = gathered(self.projector(first.to(exact)), self.projector(second.to(exact)))
             return self.loss(a, b), (a, b)
 
 

@@ -17,6 +17,8 @@ from lightly.utils.lars import LARS
 from torch import Tensor, nn
 
 from gwtwins.encoders.paired import PairedEncoder
+from gwtwins.ssl.distributed import gathered, several
+from gwtwins.ssl.numerics import LEAST_ROWS, check_gradient, check_outcome, check_rows
 from gwtwins.ssl.objectives import Objective
 from gwtwins.ssl.views import ViewMaker, Views
 from gwtwins.strain.errors import InputError
@@ -45,8 +47,8 @@ class OptimiserConfig:
         """Raise InputError for values no run can have."""
         if self.optimiser not in ("adamw", "lars"):
             raise InputError(f"--optimiser {self.optimiser}", "is not known", "adamw or lars")
-        if self.batch < 2:
-            raise InputError("--batch", f"{self.batch}", "at least 2: the objective compares rows")
+        if self.batch < LEAST_ROWS:
+            raise InputError("--batch", f"{self.batch}", f"at least {LEAST_ROWS}: the objective compares rows")
         if self.precision not in ("32-true", "bf16-mixed", "16-mixed"):
             raise InputError(f"--precision {self.precision}", "is not known", "32-true, bf16-mixed or 16-mixed")
         if not (self.learning_rate > 0 and self.weight_decay >= 0 and 0 <= self.warmup < 1 and self.clip >= 0):
@@ -70,24 +72,24 @@ class Pretraining(pl.LightningModule):
         config.check()
         self.encoder, self.objective, self.config, self.steps = encoder, objective, config, steps
         self.last: dict[str, Tensor] = {}
-        """The latest step's ``loss``, ``projections`` (two of (N, P)) and ``embedding`` (N, E), for the monitors."""
+        """The latest step's ``loss``, projections ``first`` and ``second`` (N, P) and ``embedding`` (N, E), with the
+        rows of all processes, for the monitors."""
 
     def training_step(self, views: Views, batch_idx: int) -> Tensor:
-        if len(views) < 2:
-            fault = f"{len(views)} rows of step {self.global_step} have the detectors that the views are made of"
-            raise InputError("data", fault, "detectors that recorded together; or --views augment")
+        check_rows(views, self.encoder.detectors, self.encoder.shared, self.global_step)
         rows = torch.cat([views.first, views.second])  # (2 N, T)
         detector = torch.cat([views.first_detector, views.second_detector])
         embedding = self.encoder.encode_stretch(rows, detector)  # (2 N, E)
         first, second = embedding.chunk(2)
         loss, (a, b) = self.objective(first, second)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.global_step}: a poisoned batch or an overflow; "
-                "the last checkpoint is from before it"
-            )
-        self.last = {"loss": loss.detach(), "first": a.detach(), "second": b.detach(), "embedding": first.detach()}
+        (every,) = gathered(first.detach())
+        check_outcome(views, every, loss.detach(), self.global_step, self.config.precision)
+        self.last = {"loss": loss.detach(), "first": a.detach(), "second": b.detach(), "embedding": every}
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.config.precision != "16-mixed":  # whose scaler leaves out steps that overflow, and goes on smaller
+            check_gradient(list(self.parameters()), self.global_step, self.config.precision)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         rate = self.config.learning_rate * learning_rate_factor(self.global_step, self.steps, self.config.warmup)
@@ -193,8 +195,13 @@ class Feed:
             thread.join(timeout=10)
 
 
+_MEASURED = 20.0  # s
+
+
 def measure_step_seconds(module: Pretraining, feed: Feed, steps: int = 24) -> float:
     """Seconds of one optimiser step, data included: the median of ``steps`` real ones, then all is put back.
+
+    Of fewer where they take over 20 s: a step of a large encoder can take half a minute.
 
     A budget in minutes becomes a number of steps with it, before the run, so that the schedule knows its end.
     """
@@ -214,12 +221,18 @@ def measure_step_seconds(module: Pretraining, feed: Feed, steps: int = 24) -> fl
             loss = module.training_step(views, 0)
         optimiser.zero_grad()
         loss.backward()
+        if several():
+            for p in module.parameters():
+                if p.grad is not None:
+                    torch.distributed.all_reduce(p.grad)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimiser.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
+        if len(times) > 2 and sum(times) > _MEASURED and not several():  # several must take as many steps as each other
+            break
         began = time.perf_counter()
     module.load_state_dict(state)
     optimiser.zero_grad(set_to_none=True)
-    return statistics.median(times[4:])
+    return statistics.median(times[min(4, len(times) // 2) :])

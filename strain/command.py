@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
+import fcntl
 import os
 import re
+import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -17,6 +22,8 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from gwtwins.strain.errors import InputError
 
 _MAX_CONFIG_BYTES = 1 << 20
+_LOCK = ".lock"
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help says what stands under each field
 
@@ -166,9 +173,78 @@ def plain(value: Any) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, whatever ends the process or the machine meanwhile."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a loss of power could leave the new name on an empty file
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # of a full disk it holds what was left
+        raise
+
+
+@contextmanager
+def disk_faults(folder: Path, advice: str) -> Iterator[None]:
+    """A disk that is full or gone becomes an InputError: ``folder``, what is wrong, and ``advice``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FAULTS:
+            raise
+        raise InputError(folder, f"cannot be written to ({os.strerror(error.errno)})", advice) from error
+
+
+@contextmanager
+def hold_folder(path: Path, *inside: Path) -> Iterator[None]:
+    """Make a folder and keep it to this process until the end, also where several machines share it.
+
+    What a process that was killed has left half-written there, and in the folders ``inside``, goes.
+
+    Raises:
+        InputError: another process holds it, or it cannot be made.
+    """
+    _make_folder(path)
+    lock = path / _LOCK
+    with _open_lock(path, lock) as file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        for left in (left for folder in (path, *inside) for left in folder.glob(".*.tmp")):
+            left.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _open_lock(folder: Path, lock: Path) -> TextIO:
+    while True:
+        try:
+            file = lock.open("a+")
+        except OSError as error:
+            raise InputError(folder, "may not be written to", "a folder for --out") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            by = file.read(200) or "another process"
+            file.close()
+            raise InputError(folder, f"{by} is at work in it", "another folder, or to wait for its end") from error
+        except OSError:
+            return file  # a file system without locks: nothing better is to be had there
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()  # whoever held it has taken it away in between
 
 
 def claim_folder(out: str, default: Path) -> Path:
@@ -178,15 +254,20 @@ def claim_folder(out: str, default: Path) -> Path:
         InputError: ``out`` is there and not empty, or cannot be made.
     """
     path = Path(out) if out else default
+    _make_folder(path)
+    if any(held.name != _LOCK for held in path.iterdir()):
+        raise InputError(path, "already holds a result", "a new or empty folder for --out")
+    return path
+
+
+def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise InputError(path, "already holds a result", "a new or empty folder for --out")
+        next(path.iterdir(), None)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(path, "is a file", "a folder for --out") from error
     except OSError as error:  # no permission, a read-only disk, a name that is too long
         raise InputError(path, "may not be written to", "a folder for --out") from error
-    return path
 
 
 def new_run_folder(root: Path = Path("runs")) -> Path:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from gwtwins.encoders.weights import load_encoder
 from gwtwins.ssl.pretrain import Pretraining
 from gwtwins.ssl.views import Views
-from gwtwins.strain.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, run_command
+from gwtwins.strain.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InputError, run_command
 from gwtwins.train_ssl import train
 
 # The smallest run there is, on the bank that the tests share.
@@ -366,7 +366,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(finished: Path, capsys: pytest.
         (["--steps", "six"], "steps"),
         (["--steps", "0", "--minutes", "0"], "more than nothing"),
         (["--steps", "-3"], "more than nothing"),
-        (["--batch", "1"], "at least 2"),
+        (["--batch", "2"], "at least 4"),
         (["--objective", "byol"], "expected barlow, vicreg, ntxent"),
         (["--encoder", "resnet"], "no encoder of that name"),
         (["--encoder-args.widht", "8"], "expected 'width'"),
@@ -411,7 +411,7 @@ def test_a_poisoned_batch_ends_the_run_with_the_state_before_it(finished: Path, 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pretraining, "training_step", poisoned)
-        with pytest.raises(FloatingPointError, match="the loss is nan at step 4"):
+        with pytest.raises(InputError, match=r"data: 1 rows of step 4 hold NaN or infinity \(row 3\)"):
             train([*TINY, "--steps", "6", "--out", str(out)])
     assert not (out / "encoder.safetensors").exists()
     assert train(["--resume", str(out)]) == 0

@@ -1,0 +1,111 @@
+"""The windows of long strain: what an encoder pools of each, made of the local frames that they share.
+
+The GRU, which has learnt from windows, starts anew in each: inside long strain it is another one, and what it gives
+there is not what a probe was fitted to.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gwtwins.encoders.paired import PairedEncoder
+from gwtwins.probes.scan_blocks import BlockStore
+from gwtwins.strain.errors import InputError
+from gwtwins.strain.noise import gaussian_noise
+
+Frames = NDArray[np.int16]
+"""Frames in units of `FRAME_UNIT`, (n, W, C) for n of each of W windows."""
+
+FRAME_UNIT = 1.0 / 8191.0
+"""A GRU's frames lie between -1 and 1: those of four detectors, added, still fit into 16 bits. Integers are added
+without rounding, and in half the time and memory of float32."""
+_AT_A_TIME = 1024  # windows that go through the GRU
+
+
+class Windows:
+    """The windows of the strain in a store, one starting at each frame.
+
+    A window is named by the first frame that is pooled; `context` frames before it are its context.
+    """
+
+    def __init__(self, store: BlockStore, encoder: PairedEncoder) -> None:
+        self.store, self.encoder = store, encoder
+
+    @property
+    def context(self) -> int:
+        """Frames of a window that are not pooled, at its start."""
+        return self.encoder.pool_start
+
+    @property
+    def frames(self) -> int:
+        """n, frames of a window that are pooled."""
+        return round(self.encoder.window / self.encoder.hop) - self.context
+
+    def of(self, first: int, stop: int) -> tuple[Frames, NDArray[np.bool_]]:
+        """The W windows named by the frames ``first`` to ``stop``, in each of the store's K detectors.
+
+        Returns:
+            (K, n, W, C), zero where a detector is of no use, and (K, W) bool: all of its n frames are good. Those of
+            its context need not be: there is noise in gaps.
+
+        Raises:
+            InputError: frames that are not between -1 and 1.
+        """
+        n, context = self.frames, self.context
+        local, good = self.store.frames(first - context, stop + n - 1)
+        run = np.concatenate([np.zeros((len(good), 1), np.int64), good[:, context:].cumsum(axis=1)], axis=1)
+        ok = run[:, n:] - run[:, :-n] == n
+        which = [self.encoder.detectors.index(name) for name in self.store.detectors]
+        out: NDArray[np.int16] | None = None
+        for k, d in enumerate(which):
+            self._fill(local[k], d, first - context)
+            rows = np.lib.stride_tricks.sliding_window_view(local[k], context + n, axis=0).swapaxes(1, 2)
+            wanted = np.flatnonzero(ok[k])
+            for a in range(0, wanted.size, _AT_A_TIME):
+                part = wanted[a : a + _AT_A_TIME]
+                made = recurred(self.encoder, np.ascontiguousarray(rows[part]), d)
+                if out is None:
+                    out = np.zeros((len(which), n, stop - first, made.shape[2]), np.int16)
+                out[k][:, part] = made
+        return (np.zeros((len(which), n, stop - first, 1), np.int16) if out is None else out), ok
+
+    def _fill(self, local: NDArray[np.float32], detector: int, first: int) -> None:
+        """Put noise where no frames (L, C) were computed; ``first`` is the number of the first.
+
+        Only contexts reach there: of windows at the start of all strain, or after long gaps.
+        """
+        missing = np.flatnonzero(np.isnan(local[:, 0]))
+        if missing.size:
+            noise = self._noise[detector]
+            local[missing] = noise[(first + missing) % len(noise)]
+
+    @cached_property
+    def _noise(self) -> list[NDArray[np.float32]]:
+        """Local frames (L, C) of Gaussian noise in each of the encoder's detectors, a window long."""
+        encoder = self.encoder
+        band = encoder.rate, 2 * encoder.window, encoder.f_low, encoder.f_high
+        noise = gaussian_noise(0, "what comes before the strain", 0, range(1), len(encoder.detectors), *band)[0]
+        device = next(encoder.parameters()).device
+        with torch.inference_mode():
+            local = encoder.local(noise.to(device), torch.arange(len(noise), device=device)).float().cpu().numpy()
+        edge = local.shape[1] // 4
+        return list(local[:, edge:-edge])
+
+
+def recurred(encoder: PairedEncoder, local: NDArray[np.float32], detector: int) -> Frames:
+    """Pooled frames (n, W, C) of windows, from all of their `local` frames (W, L, C').
+
+    Raises:
+        InputError: they are not between -1 and 1.
+    """
+    device = next(encoder.parameters()).device
+    with torch.inference_mode():
+        which = torch.full((len(local),), detector, device=device)
+        made = encoder.recur(torch.from_numpy(local).to(device), which)[:, encoder.pool_start :].float().cpu().numpy()
+    if not np.abs(made).max() <= 1.0:  # nor NaN
+        raise InputError(f"encoder {encoder.name}", "gives frames that are not between -1 and 1", "those of a GRU")
+    return np.rint(made.swapaxes(0, 1) * np.float32(1.0 / FRAME_UNIT)).astype(np.int16)
