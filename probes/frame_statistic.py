@@ -25,7 +25,6 @@ from gwtwins.strain.noise import gaussian_noise
 Array = NDArray[np.float64]
 
 _CHUNK = 512  # windows at a time: one frame of each, 0.1 MB, stays in the cache
-_NEAR_SECONDS = 0.125  # on each side of the most telling frame
 _NOISE_ROWS = 256  # windows of noise in each detector: the constants are then good to about 0.05
 
 
@@ -134,26 +133,12 @@ class FrameStatistic:
             stat += float(_weighted_maximum([rows[:, None] for rows in frames.values()], self.together)[0])
         return stat
 
-    def time_in_window(self, frames: dict[int, Frames]) -> float:
-        """Seconds from the start of one window to what lights it up; frames as for `of_window`.
-
-        Each frame is credited with what it adds to the mean and with those maxima over time that are its own, all above
-        the channel's median in the window. The time is the middle of the credit near where it is largest.
-        """
-        credit = np.zeros(self.frames)
-        scaled: dict[int, Array] = {d: rows.astype(np.float64) * FRAME_UNIT for d, rows in frames.items()}
-        for d, rows in scaled.items():
-            linear = rows @ self.mean[d] / self.frames
-            credit += linear - np.median(linear)
-            _credit_maxima(credit, rows, self.maximum[d])
+    def of_versions(self, frames: dict[int, Frames]) -> Array:
+        """The statistic (W,) of W windows with one set of detectors, frames (n, W, C) of each by its number."""
+        stat = sum((self.own(rows, d).astype(np.float64) for d, rows in frames.items()), start=np.zeros(1))
         if frames and self.together.any():
-            _credit_maxima(credit, np.sum(list(scaled.values()), axis=0), self.together)
-        around = round(_NEAR_SECONDS / self.hop)
-        peak = int(np.argmax(np.convolve(credit, np.ones(2 * (around // 2) + 1), "same")))
-        near = slice(max(peak - around, 0), peak + around + 1)
-        weight = np.maximum(credit[near], 0.0)
-        middle = np.arange(self.frames)[near] + 0.5
-        return float((weight @ middle / weight.sum() if weight.any() else peak + 0.5) * self.hop)
+            stat = stat + _weighted_maximum(list(frames.values()), self.together)
+        return stat + float(self.constant[sum(1 << d for d in frames)])
 
     def _means(self, noise: Sequence[Frames]) -> Array:
         """(2^D,) what windows (n, W, C) of each detector add to the constant on average, in each set of detectors."""
@@ -184,10 +169,6 @@ def _weighted_maximum(strips: Sequence[Frames], weight: NDArray[np.float32]) -> 
         out[a:b] = peak.astype(np.float32) @ scaled
     return out
 
-
-def _credit_maxima(credit: Array, rows: Array, weight: NDArray[np.floating]) -> None:
-    """Add to each frame's ``credit`` the weighted maxima over time that lie in it, above the median over time."""
-    np.add.at(credit, rows.argmax(axis=0), weight * (rows.max(axis=0) - np.median(rows, axis=0)))
 
 
 def noise_frames(encoder: PairedEncoder) -> tuple[list[Frames], list[Frames]]:

@@ -6,6 +6,7 @@ there is not what a probe was fitted to.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 
 import numpy as np
@@ -23,6 +24,8 @@ Frames = NDArray[np.int16]
 FRAME_UNIT = 1.0 / 8191.0
 """A GRU's frames lie between -1 and 1: those of four detectors, added, still fit into 16 bits. Integers are added
 without rounding, and in half the time and memory of float32."""
+OCCLUDED = 0.125
+"""Seconds on each side of a moment that are taken out of a window at once, to see what the moment tells."""
 _AT_A_TIME = 1024  # windows that go through the GRU
 
 
@@ -72,6 +75,25 @@ class Windows:
                     out = np.zeros((len(which), n, stop - first, made.shape[2]), np.int16)
                 out[k][:, part] = made
         return (np.zeros((len(which), n, stop - first, 1), np.int16) if out is None else out), ok
+
+    def occluded(self, tick: int, detectors: Collection[int]) -> dict[int, Frames]:
+        """What is left of the window named ``tick`` when one short stretch after the other is taken out of it.
+
+        Returns:
+            For each of the encoder's ``detectors`` (n, L, C): in version l of all L local frames those within
+            `OCCLUDED` of frame ``tick - context + l`` are at their median over the window, which is noise.
+        """
+        local, _ = self.store.frames(tick - self.context, tick + self.frames)
+        length = local.shape[1]
+        near = np.abs(np.arange(length)[:, None] - np.arange(length)) * self.encoder.hop <= OCCLUDED
+        found = {}
+        for k, name in enumerate(self.store.detectors):
+            d = self.encoder.detectors.index(name)
+            if d in detectors:
+                self._fill(local[k], d, tick - self.context)
+                versions = np.where(near[..., None], np.median(local[k], axis=0), local[k])  # (L, L, C')
+                found[d] = recurred(self.encoder, versions.astype(np.float32), d)
+        return found
 
     def _fill(self, local: NDArray[np.float32], detector: int, first: int) -> None:
         """Put noise where no frames (L, C) were computed; ``first`` is the number of the first.

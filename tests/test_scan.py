@@ -123,7 +123,7 @@ def test_a_windows_statistic_is_that_of_the_bare_window(
     difference = found - trained_probe.decision(embeddings, None, together)
     noise, spread = difference[64:], np.std(found[64:])
     assert abs(np.mean(noise)) < 0.15 * spread
-    assert np.median(np.abs(difference)) < 0.35 * spread and np.quantile(np.abs(difference), 0.99) < 2 * spread
+    assert np.median(np.abs(difference)) < 0.6 * spread and np.quantile(np.abs(difference), 0.99) < 2 * spread
 
 
 def test_frames_do_not_depend_on_blocks_rows_or_batches(
