@@ -114,10 +114,10 @@ def scan(argv: list[str] | None = None) -> int:
     from gwtwins.encoders.weights import describe_weights, find_encoder, find_weights, load_encoder, result_folder
     from gwtwins.probes.features import fingerprint
     from gwtwins.probes.linear import LinearProbe
-    from gwtwins.probes.scan import ScanSettings
+    from gwtwins.probes.scan import NothingToSearch, ScanSettings
     from gwtwins.probes.scan import scan as search
     from gwtwins.probes.scan_blocks import BLOCK_SECONDS
-    from gwtwins.probes.scan_folder import claim_scan_folder, identity
+    from gwtwins.probes.scan_folder import claim_scan_folder, identity, withdraw
     from gwtwins.probes.scan_page import write_page
     from gwtwins.probes.scan_workers import LOCAL, workers
     from gwtwins.probes.triggers import write_events, write_triggers
@@ -153,7 +153,11 @@ def scan(argv: list[str] | None = None) -> int:
     worthwhile = math.ceil(total(index.spans) / BLOCK_SECONDS)
     processes = min(config.processes or usable_cores(), worthwhile) if device == "cpu" else 1
     with workers(processes, config.scheduler) as crew:
-        found = search(index, encoder, probe, out / BLOCKS, settings, crew)
+        try:
+            found = search(index, encoder, probe, out / BLOCKS, settings, crew)
+        except NothingToSearch:
+            withdraw(out, BLOCKS)
+            raise
 
     write_triggers(out / "triggers.csv", found.triggers, encoder.detectors)
     write_events(out / "events.hdf5", found.triggers)

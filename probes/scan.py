@@ -72,6 +72,10 @@ class ScanSettings:
     """Rows of 16 s that go through the encoder at a time."""
 
 
+class NothingToSearch(InputError):
+    """No window fits into the strain: there is no result, and nothing worth keeping of it."""
+
+
 @dataclass
 class Scan:
     """The result of a scan."""
@@ -135,7 +139,7 @@ def scan(
     clock.lap("statistic")
     analysed, left_out = coverage(store, numbers, index)
     if not len(series):
-        raise InputError(index.files[0].path, *_nothing(analysed, chosen.min_detectors, series.window))
+        raise NothingToSearch(index.files[0].path, *_nothing(analysed, chosen.min_detectors, series.window))
     threshold = usual_threshold(series) if chosen.threshold is None else chosen.threshold
     at = peaks(series, threshold, chosen.apart)
     if chosen.threshold is None and at.size > MOST_TRIGGERS:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,3 +72,11 @@ def claim_scan_folder(folder: Path, belongs: dict[str, Any]) -> bool:
     claim_folder(str(folder), folder)
     write_text(config, json.dumps(belongs, indent=2) + "\n")
     return False
+
+
+def withdraw(folder: Path, blocks: str) -> None:
+    """Take back what `claim_scan_folder` made for a scan that came to nothing, and the folder if it was made for it."""
+    shutil.rmtree(folder / blocks, ignore_errors=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    with suppress(OSError):  # there was something else in it
+        folder.rmdir()

@@ -106,7 +106,7 @@ def test_an_encoder_trained_on_the_store_detects_alike_on_the_store_and_in_the_s
     ids = json.loads((folder / "ids.json").read_text())
     recorded = benchmark.Scores.read(tmp_path / "store")
     difference = recorded.minus(benchmark.Scores.read(tmp_path / "simulation", ids["test"]))
-    assert figures["store"]["auc"] > 0.93, figures["store"]["auc"]
+    assert figures["store"]["auc"] > 0.9, figures["store"]["auc"]
     assert abs(difference["value"]) < 3 * difference["se"], difference
     assert difference["se"] < 0.004, difference  # or the line above would say nothing
     assert difference["correlation"] > 0.98, difference
