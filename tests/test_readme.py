@@ -24,10 +24,13 @@ import pytest
 import torch
 
 from g2net_writer import coloured_noise, names, write_g2net_folder
+from gwosc_server import GwoscServer
 from gwosc_writer import GPS_START, write_gwosc
 from gwosc_writer import coloured_noise as long_noise
 from gwtwins import eval_probe, scan_strain, train_ssl
 from gwtwins.encoders import export
+from gwtwins.probes import embed
+from gwtwins.strain import fetch
 from gwtwins.strain import pack as packer
 from gwtwins.strain.errors import InputError, run_command
 
@@ -212,6 +215,24 @@ def run_pack(argv: list[str], clone: Path, before: set[Path]) -> None:
     assert store.is_file()
 
 
+def run_fetch(argv: list[str], clone: Path, before: set[Path]) -> None:
+    """From a server of this machine that answers as GWOSC's."""
+    event, start = argv[0], 1186741845
+    path = clone / f"H-H1_GWOSC_TEST-{start}-32.hdf5"
+    write_gwosc(path, long_noise(32, 4096), 4096, "H1", start)
+    with GwoscServer() as server:
+        server.add_event(event, start + 15.5, version=1)
+        server.add_event_file(f"{event}-v1", path)
+        options = ["--host", server.host, "--out", str(clone / "fetched"), "--duration", "32"]
+        assert run_command(lambda: fetch.main([*argv, *options])) == 0
+    newest(clone / "fetched", path.name, before)
+
+
+def run_embed(argv: list[str], clone: Path, before: set[Path]) -> None:
+    assert run_command(lambda: embed.embed_command([*argv, "--device", "cpu"])) == 0
+    newest(clone, "embeddings.hdf5", before)
+
+
 def run_export(argv: list[str], clone: Path, before: set[Path]) -> None:
     if "--onnx" in argv:
         pytest.importorskip("onnxruntime")
@@ -260,6 +281,8 @@ RUNNERS: dict[str, Runner] = {
     "gwtwins-scan": run_scan,
     "-m gwtwins.strain.pack": run_pack,
     "-m gwtwins.encoders.export": run_export,
+    "-m gwtwins.strain.fetch": run_fetch,
+    "-m gwtwins.probes.embed": run_embed,
     "make": run_make,
     "tensorboard": run_tensorboard,
 }
