@@ -49,6 +49,7 @@ from gwtwins.strain.strain_index import StrainIndex
 
 # That one process computes in a row. It reads the strain around them too, for their noise: a tenth more for 8 blocks.
 _TASK_BLOCKS = 8
+_TASK_TRIGGERS = 128  # that one process times in a row
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def scan(
     clock = _Clock()
     _compute(index, encoder, store, numbers, chosen.batch, crew, progress)
     clock.lap("frames")
-    series = search(windows, numbers, statistic, chosen.min_detectors, step_of(chosen.stride, grid.hop))
+    series = search(windows, numbers, statistic, chosen.min_detectors, step_of(chosen.stride, grid.hop), crew)
     clock.lap("statistic")
     analysed, left_out = coverage(store, numbers, index)
     if not len(series):
@@ -145,7 +146,7 @@ def scan(
     if chosen.threshold is None and at.size > MOST_TRIGGERS:
         at = at[:MOST_TRIGGERS]
         threshold = float(series.stat[at[-1]])
-    triggers = [trigger_at(series, int(i), windows, statistic) for i in at]
+    triggers = _triggers(series, at, windows, statistic, crew)
     clock.lap("triggers")
     slides = SlideSettings(
         chosen.slides, chosen.slide, threshold, reach_of(chosen.apart, series.step, series.hop), series.step
@@ -211,7 +212,14 @@ def _compute_task(
     return sum(1 for _ in compute_blocks(index, encoder, store, numbers, batch))
 
 
-def search(windows: Windows, numbers: Sequence[int], statistic: FrameStatistic, at_least: int, step: int) -> Series:
+def search(
+    windows: Windows,
+    numbers: Sequence[int],
+    statistic: FrameStatistic,
+    at_least: int,
+    step: int,
+    crew: Workers | None = None,
+) -> Series:
     """The statistic of every window of the blocks.
 
     Windows start at whole multiples of ``step`` frames in GPS time, whatever the files: the same strain gives the same
@@ -224,36 +232,56 @@ def search(windows: Windows, numbers: Sequence[int], statistic: FrameStatistic, 
         statistic: of the windows.
         at_least: detectors a window must be there in.
         step: frames between windows.
+        crew: that compute; this process alone if not given.
     """
-    store = windows.store
-    which = [statistic.detectors.index(name) for name in store.detectors]
-    ticks: list[NDArray[np.int64]] = []
-    stats: list[NDArray[np.float32]] = []
-    networks: list[NDArray[np.uint8]] = []
-    size = store.grid.block
-    for number in numbers:
-        first = number * size
-        if not store.good(number).any():
-            continue
-        frames, ok = windows.of(first, first + size)
-        own = own_statistics(statistic, list(frames), ok, which)
-        stat, network = statistic.combined(list(frames), own, ok, which, at_least=at_least)
-        tick = np.arange(first, first + size)
-        kept = np.isfinite(stat) & (tick % step == 0)
-        ticks.append(tick[kept])
-        stats.append(stat[kept])
-        networks.append(network[kept])
+    wanted = [number for number in numbers if windows.store.good(number).any()]
+    tasks = [(windows, number, statistic, at_least, step) for number in wanted]
+    found = sorted((crew or Workers()).run(_search_block, tasks), key=lambda block: block[0])
     empty = (np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.uint8))
     return Series(
-        np.concatenate([empty[0], *ticks]),
-        np.concatenate([empty[1], *stats]),
-        np.concatenate([empty[2], *networks]),
+        np.concatenate([empty[0], *(tick for _, tick, _, _ in found)]),
+        np.concatenate([empty[1], *(stat for _, _, stat, _ in found)]),
+        np.concatenate([empty[2], *(network for _, _, _, network in found)]),
         statistic.of_noise,
         statistic.detectors,
         statistic.frames,
         statistic.hop,
         step,
     )
+
+
+def _search_block(
+    windows: Windows, number: int, statistic: FrameStatistic, at_least: int, step: int
+) -> tuple[int, NDArray[np.int64], NDArray[np.float32], NDArray[np.uint8]]:
+    """The block's number, and tick, statistic and network of its windows."""
+    store = windows.store
+    which = [statistic.detectors.index(name) for name in store.detectors]
+    first = number * store.grid.block
+    frames, ok = windows.of(first, first + store.grid.block)
+    own = own_statistics(statistic, list(frames), ok, which)
+    stat, network = statistic.combined(list(frames), own, ok, which, at_least=at_least)
+    tick = np.arange(first, first + store.grid.block)
+    kept = np.isfinite(stat) & (tick % step == 0)
+    return number, tick[kept], stat[kept], network[kept]
+
+
+def _triggers(
+    series: Series, at: NDArray[np.int64], windows: Windows, statistic: FrameStatistic, crew: Workers
+) -> list[Trigger]:
+    """`trigger_at` of the windows ``at``, in their order."""
+    tasks = []
+    for a in range(0, at.size, _TASK_TRIGGERS):
+        part = at[a : a + _TASK_TRIGGERS]
+        few = replace(series, tick=series.tick[part], stat=series.stat[part], network=series.network[part])
+        tasks.append((a, few, windows, statistic))
+    found = sorted(crew.run(_triggers_of, tasks), key=lambda task: task[0])
+    return [trigger for _, triggers in found for trigger in triggers]
+
+
+def _triggers_of(
+    first: int, series: Series, windows: Windows, statistic: FrameStatistic
+) -> tuple[int, list[Trigger]]:
+    return first, [trigger_at(series, i, windows, statistic) for i in range(len(series))]
 
 
 def trigger_at(series: Series, i: int, windows: Windows, statistic: FrameStatistic) -> Trigger:
