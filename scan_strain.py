@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shlex
 import shutil
 import sys
@@ -28,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gwtwins.strain.command import parse, plain, write_text
+from gwtwins.strain.command import parse, plain, write_bytes, write_text
 from gwtwins.strain.errors import InputError, run_command
 from gwtwins.strain.versions import versions
 
@@ -241,13 +240,6 @@ def draw(out: Path, found: Scan, loudest: int, band: tuple[float, float]) -> Non
     for number, trigger in enumerate(found.triggers[:loudest], 1):
         figure = scan_plots.trigger(trigger, number, found.store.strain, list(found.analysed), *band)
         write_bytes(folder / f"trigger-{number}.png", png(figure))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 def total(spans: Sequence[Span]) -> float:

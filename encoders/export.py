@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from gwtwins.encoders.paired import BRANCH, PairedEncoder
 from gwtwins.encoders.weights import describe_weights, find_weights, load_encoder
-from gwtwins.strain.command import parse
+from gwtwins.strain.command import parse, write_bytes
 from gwtwins.strain.errors import InputError, run_command
 
 TOLERANCE = 1e-4  # largest difference between an exported program's embeddings and the encoder's own
@@ -106,9 +106,7 @@ def export_encoder(
         if not difference <= TOLERANCE:
             raise RuntimeError(f"{name} would differ from the encoder by {difference:.2g} (> {TOLERANCE:g})")
     for name, data in files.items():
-        partial = folder / f".{name}.{os.getpid()}.tmp"
-        partial.write_bytes(data)
-        os.replace(partial, folder / name)
+        write_bytes(folder / name, data)
     return differences
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from gwtwins.encoders.paired import BRANCH, PairedEncoder
-from gwtwins.strain.command import write_text
+from gwtwins.strain.command import write_bytes, write_text
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.psd import PSD
 
@@ -52,9 +52,8 @@ def save_encoder(encoder: PairedEncoder, folder: Path, card: dict[str, Any]) -> 
         "psds": {name: psd.name for name, psd in encoder.psds.items()},
         **card,
     }
-    partial = folder / f".encoder.safetensors.{os.getpid()}.tmp"
-    partial.write_bytes(save(tensors, {"format": FORMAT}))  # safetensors' own save_file hides the file from others
-    os.replace(partial, folder / "encoder.safetensors")
+    # safetensors' own save_file hides the file from others
+    write_bytes(folder / "encoder.safetensors", save(tensors, {"format": FORMAT}))
     write_text(folder / "encoder.json", json.dumps(description, indent=2) + "\n")
 
 

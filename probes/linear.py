@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -21,6 +20,7 @@ from scipy import special
 
 from gwtwins.probes.features import KINDS, FeatureMap
 from gwtwins.probes.logistic import Rows, fit_path, stratified_folds
+from gwtwins.strain.command import write_bytes
 from gwtwins.strain.draws import row_generator
 from gwtwins.strain.errors import InputError
 
@@ -220,8 +220,8 @@ class LinearProbe:
             "versions": {name: metadata.version(name) for name in ("gwtwins", "numpy", "scipy", "torch")},
         }
         text = json.dumps({**(figures or {}), "linear_probe": entry}, indent=2, allow_nan=False) + "\n"
-        _write(target, data)
-        _write(target.with_suffix(".json"), text.encode())
+        write_bytes(target, data)
+        write_bytes(target.with_suffix(".json"), text.encode())
 
     @classmethod
     def load(cls, path: Path | str) -> LinearProbe:
@@ -301,10 +301,3 @@ def _read(path: Path) -> bytes:
     if len(data) > MAX_BYTES:
         raise InputError(path, f"is over {MAX_BYTES >> 20} MiB", "a saved probe")
     return data
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(data)
-    os.replace(partial, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from gwtwins.probes import plots
+from gwtwins.strain.command import write_bytes
 from gwtwins.strain.errors import InputError
 
 _FOLDER = Path(__file__).parent
@@ -69,13 +69,6 @@ def render_page(path: Path, template: str, **values: Any) -> None:
     loader = jinja2.FileSystemLoader(_FOLDER)
     frame = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, finalize=_harmless)
     write_bytes(path, frame.get_template(template).render(values).encode("utf-8", "replace"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def _encoded(data: bytes) -> str:

@@ -66,20 +66,20 @@ def index_gwosc(path: Path, required: Sequence[str] | None = None) -> list[Strai
         return [StrainFile.of(path, "gwosc", held.detector, held.start, held.strain.shape[0], held.rate)]
 
 
-class GwoscReader:
-    """A GWOSC file that is read a slice at a time."""
+class Hdf5Reader:
+    """Strain in a dataset of an HDF5 file, read a slice at a time; subclasses say which, as ``_strain``."""
 
-    def __init__(self, path: Path, required: Sequence[str] | None = None) -> None:
-        self.path = path
-        with hdf5_faults(path, _LAYOUT):
+    faults: np.ndarray | None = None
+    _strain: h5py.Dataset
+
+    def __init__(self, path: Path, layout: str) -> None:
+        self.path, self._layout = path, layout
+        with hdf5_faults(path, layout):
             self._file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
-            held = _contents(self._file, path, required, MAX_STREAMED)
-        self._strain = held.strain
-        self.faults: np.ndarray | None = _faults(held)
 
     def read(self, first: int, stop: int) -> np.ndarray:
         """Samples ``first`` to ``stop`` as float64."""
-        with hdf5_faults(self.path, _LAYOUT):
+        with hdf5_faults(self.path, self._layout):
             strain = self._strain[first:stop].astype(np.float64, copy=False)
         check_strain(strain, self.path)
         return strain
@@ -87,6 +87,16 @@ class GwoscReader:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class GwoscReader(Hdf5Reader):
+    """A GWOSC file that is read a slice at a time."""
+
+    def __init__(self, path: Path, required: Sequence[str] | None = None) -> None:
+        super().__init__(path, _LAYOUT)
+        with hdf5_faults(path, _LAYOUT):
+            held = _contents(self._file, path, required, MAX_STREAMED)
+        self._strain, self.faults = held.strain, _faults(held)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import numpy as np
 
 from gwtwins.strain.detectors import DETECTORS
 from gwtwins.strain.errors import InputError
-from gwtwins.strain.gwosc import CHUNK_CACHE, hdf5_faults, open_hdf5
-from gwtwins.strain.strain_file import MAX_RATE, StrainFile, check_strain
+from gwtwins.strain.gwosc import Hdf5Reader, hdf5_faults, open_hdf5
+from gwtwins.strain.strain_file import MAX_RATE, StrainFile
 
 _LAYOUT = "the MLGWSC-1 layout: a group for each detector, a dataset for each segment"
 _LONGEST = 10 * 366 * 86400  # s
@@ -48,27 +48,13 @@ def index_mlgwsc(path: Path) -> list[StrainFile]:
     return found
 
 
-class MlgwscReader:
+class MlgwscReader(Hdf5Reader):
     """One segment, read a slice at a time."""
 
-    faults: np.ndarray | None = None
-
     def __init__(self, path: Path, place: str) -> None:
-        self.path = path
+        super().__init__(path, _LAYOUT)
         with hdf5_faults(path, _LAYOUT):
-            self._file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
             self._strain = self._file[place]
-
-    def read(self, first: int, stop: int) -> np.ndarray:
-        """Samples ``first`` to ``stop`` as float64."""
-        with hdf5_faults(self.path, _LAYOUT):
-            strain = self._strain[first:stop].astype(np.float64, copy=False)
-        check_strain(strain, self.path)
-        return strain
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def _stored_here(group: h5py.Group, name: str, path: Path) -> h5py.Group | h5py.Dataset:
