@@ -180,22 +180,15 @@ def embedded(
     """
     import torch
 
-    unknown = [name for name in source.detectors if name not in encoder.detectors]
-    if unknown:
-        expected = f"detectors of the encoder: {' '.join(encoder.detectors)}"
-        raise InputError(source.spec, f"has detector {unknown[0]}", expected)
-    column = [encoder.detectors.index(name) for name in source.detectors]
+    from gwtwins.probes.features import arrange, check_detectors, check_finite
+
+    check_detectors(source, encoder.detectors)
     for split in splits:
         for batch in source.batches(split, batch_size):
-            strain = batch.strain.new_zeros(len(batch), len(encoder.detectors), batch.strain.shape[-1])
-            present = batch.present.new_zeros(len(batch), len(encoder.detectors))
-            strain[:, column], present[:, column] = batch.strain, batch.present
+            strain, present = arrange(batch, source.detectors, encoder.detectors)
             with torch.inference_mode():
                 embedding = encoder(strain, present).float()
-            finite = torch.isfinite(embedding).flatten(1).all(dim=1)
-            if not bool(finite.all()):
-                name = batch.id[int((~finite).nonzero()[0, 0])]
-                raise InputError(name, "its embedding is not finite", "finite strain and finite weights")
+            check_finite(embedding, batch)
             yield batch, embedding, present
 
 

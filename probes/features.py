@@ -90,9 +90,7 @@ def embed(
         (the row is named). RuntimeError: a parameter or buffer of the encoder changed meanwhile.
     """
     detectors = encoder.detectors
-    unknown = [name for name in source.detectors if name not in detectors]
-    if unknown:
-        raise InputError(source.spec, f"has detector {unknown[0]}", f"detectors of the encoder: {' '.join(detectors)}")
+    check_detectors(source, detectors)
     total = source.count(split)
     if total < 1:
         raise InputError(source.spec, f"no rows in split {split}", "at least one")
@@ -105,7 +103,7 @@ def embed(
         bar = progress_bar(total, f"embedding {split}", "row", progress)
         with torch.inference_mode(), bar:
             for batch in source.batches(split, batch_size):
-                strain, present = _arrange(batch.to(device), source.detectors, detectors)
+                strain, present = arrange(batch.to(device), source.detectors, detectors)
                 embedding, together = encoder.network(strain, present)
                 collected.add(batch, embedding, present, together)
                 bar.update(len(batch))
@@ -117,7 +115,22 @@ def embed(
     return collected.finish(before)
 
 
-def _arrange(batch: Batch, have: tuple[str, ...], want: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+def check_detectors(source: Source, detectors: tuple[str, ...]) -> None:
+    """Raise InputError where the data have a detector that is none of an encoder's."""
+    unknown = [name for name in source.detectors if name not in detectors]
+    if unknown:
+        raise InputError(source.spec, f"has detector {unknown[0]}", f"detectors of the encoder: {' '.join(detectors)}")
+
+
+def check_finite(embedding: Tensor, batch: Batch) -> None:
+    """Raise InputError, with the row's name, for an embedding that is not finite."""
+    finite = torch.isfinite(embedding).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        name = batch.id[int((~finite).nonzero()[0, 0])]
+        raise InputError(name, "its embedding is not finite", "finite strain and finite weights")
+
+
+def arrange(batch: Batch, have: tuple[str, ...], want: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Strain (B, D, T) and presence (B, D) in the encoder's order; detectors not in the data are absent."""
     if have == want:
         return batch.strain, batch.present
@@ -144,10 +157,7 @@ class _Collector:
         rows = slice(self.filled, self.filled + len(batch))
         if rows.stop > self.total:
             raise RuntimeError(f"the source announced {self.total} rows and gives more")
-        finite = torch.isfinite(embedding).flatten(1).all(dim=1)
-        if not bool(finite.all()):
-            name = batch.id[int((~finite).nonzero()[0, 0])]
-            raise InputError(name, "its embedding is not finite", "finite strain and finite weights")
+        check_finite(embedding, batch)
         if self.embeddings is None:
             self.embeddings = np.zeros((self.total, *embedding.shape[1:]), dtype=np.float32)
         self.embeddings[rows] = embedding.float().cpu().numpy()
