@@ -35,6 +35,7 @@ from gwtwins.strain.command import (
 )
 from gwtwins.strain.errors import InputError, run_command
 from gwtwins.strain.simulated import SimulationConfig
+from gwtwins.strain.small_file import read_json
 from gwtwins.strain.versions import versions
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class RunConfig:
     augment: bool = False
     """Augment the views of any kind (--aug-... options); --views augment always does."""
     crop: float = 1.75
-    """Shortest length, in seconds, that views are cut to, at a random place; 0 for whole windows. An encoder that makes
-    no frames in time always takes whole windows."""
+    """Seconds that views are cut to, or up to 0.25 s more; they end in the window's last 0.25 s. 0 for whole windows.
+    An encoder that makes no frames in time always takes whole windows."""
     data: str = "simulated"
     """simulated, a packed HDF5 file, a folder in the G2Net layout, or GWOSC files joined by commas."""
     out: str = ""
@@ -165,6 +166,7 @@ def _pretrain(options: list[Any], flat: dict[str, Any], going_on: Path | None, p
     from gwtwins.encoders.weights import save_encoder
     from gwtwins.ssl import distributed, monitors
     from gwtwins.ssl.fit import fit
+    from gwtwins.ssl.lanes import in_lanes
     from gwtwins.ssl.objectives import Objective
     from gwtwins.ssl.pretrain import Feed, Pretraining, measure_step_seconds
     from gwtwins.ssl.resumption import Checkpoint, threads
@@ -204,7 +206,8 @@ def _pretrain(options: list[Any], flat: dict[str, Any], going_on: Path | None, p
                 claim_folder(str(out), out)
         out = Path(distributed.told(str(out)))
         if run.steps == 0:
-            seconds = measure_step_seconds(module.to(device), feed)
+            with in_lanes(module, feed, device):
+                seconds = measure_step_seconds(module.to(device), feed)
             run.steps = int(distributed.told(f"{max(10, round(60 * run.minutes / seconds))}"))
             if place.first:
                 budget = f"{run.minutes:g} minutes are {run.steps} steps of {optimiser.batch} rows"
@@ -226,7 +229,8 @@ def _pretrain(options: list[Any], flat: dict[str, Any], going_on: Path | None, p
             monitor = monitors.Monitor(out, feed, optimiser.batch, run.monitor_every, watch, watch_every)
             watching = [monitors.Progress(optimiser.batch), monitor]
         began = time.perf_counter()
-        status = fit(module, feed, checkpoint, watching, place, device)
+        with in_lanes(module, feed, device):
+            status = fit(module, feed, checkpoint, watching, place, device)
         if status or not place.first:
             return status
         card = {
@@ -267,8 +271,9 @@ def _finished(out: Path, run: RunConfig) -> bool:
     """Whether a run's encoder is there (its JSON is written last), and no larger budget is asked for."""
     if not (out / "encoder.json").exists():
         return False
-    made = json.loads((out / "encoder.json").read_text()).get("steps", 0)
-    return 0 < run.steps <= made
+    card = read_json(out / "encoder.json", 1 << 20, "what is written beside an encoder")
+    made = card.get("steps") if isinstance(card, dict) else None
+    return isinstance(made, int) and 0 < run.steps <= made
 
 
 def _last_line(path: Path) -> dict[str, Any]:

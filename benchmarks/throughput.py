@@ -1,11 +1,13 @@
 """Training and embedding throughput of the encoders, in one run, on the same batch.
 
-    python benchmarks/throughput.py                 a table; about 3 minutes on 2 cores
+    python benchmarks/throughput.py                 a table; about 5 minutes on 2 cores
     python benchmarks/throughput.py --json OUT      the same figures as JSON
 
-A training sample is one row: two views through the encoder and the projector, loss, gradient, clipping and AdamW.
-An embedding window is one detector's 2 s. Data are made beforehand: this times the networks. The encoders take
-turns, repeat by repeat, so that a machine that slows down slows both.
+A training sample is one row: two views through the encoder and the projector, loss, gradient, clipping and AdamW; an
+embedding window is one detector's 2 s. For these two data are made beforehand, whole windows, and the networks alone
+are timed, in torch's own threads; the encoders take turns, repeat by repeat, so that a machine that slows down slows
+both. Pretraining is train_ssl.py itself with each encoder's configuration (configs/demo.yaml, configs/g2net_2021.yaml
+with --batch rows): rows made, views cut, lanes, checks, metrics; the median over the lines of its metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,6 +27,8 @@ from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.ssl.objectives import Objective, ObjectiveConfig
 from gwtwins.ssl.pretrain import OptimiserConfig, Pretraining
 from gwtwins.ssl.views import Views
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Each encoder with the projector, the sharing and the band of its own configuration in configs/.
 SUBJECTS = {
@@ -48,6 +55,21 @@ def train_step(module: Pretraining, optimiser: torch.optim.Optimizer, views: Vie
     optimiser.step()
 
 
+def pretraining(name: str, batch: int, device: str, out: Path) -> list[float]:
+    """Samples a second, line by line, of a short run of train_ssl.py with an encoder's configuration."""
+    demo = name == "cnn_gru"
+    config = ROOT / "configs" / ("demo.yaml" if demo else "g2net_2021.yaml")
+    budget = ["--steps", "400", "--monitor-every", "40"] if demo else ["--steps", "4", "--monitor-every", "1"]
+    argv = ["--config", str(config), *budget, "--watch", "0", "--device", device, "--out", str(out)]
+    argv += [] if demo else ["--batch", str(batch)]
+    command = "from gwtwins.train_ssl import main; main()"
+    done = subprocess.run([sys.executable, "-c", command, *argv], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"pretraining {name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["samples_per_second"] for line in lines[1:]]
+
+
 def timed(action: object, device: str) -> float:
     """Seconds of one call."""
     began = time.perf_counter()
@@ -66,7 +88,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
-    rates: dict[str, dict[str, list[float]]] = {name: {"train": [], "embed": []} for name in SUBJECTS}
+    rates: dict[str, dict[str, list[float]]] = {name: {"train": [], "embed": [], "pretrain": []} for name in SUBJECTS}
     modules = {name: make(name, args.device) for name in SUBJECTS}
     parameters = {name: sum(p.numel() for p in module.encoder.parameters()) for name, module in modules.items()}
     for repeat in range(args.repeats + 1):
@@ -84,21 +106,25 @@ def main() -> None:
             if repeat:
                 rates[name]["train"].append(rows / trained)
                 rates[name]["embed"].append(rows / embedded)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in SUBJECTS:
+            rates[name]["pretrain"] = pretraining(name, args.batch, args.device, Path(folder) / name)
     print(
         f"batch {args.batch}, {args.repeats} repeats, {torch.get_num_threads()} threads, {args.device}; "
         "median (min-max)\n"
     )
-    print("| encoder | parameters | training, samples/s | embedding, windows/s |")
-    print("|---|---|---|---|")
+    print("| encoder | parameters | training, samples/s | embedding, windows/s | pretraining, samples/s |")
+    print("|---|---|---|---|---|")
     for name, measured in rates.items():
         cells = [f"{statistics.median(r):,.1f} ({min(r):,.1f}-{max(r):,.1f})" for r in measured.values()]
-        print(f"| `{name}` | {parameters[name] / 1e6:.2f} M | {cells[0]} | {cells[1]} |")
+        print(f"| `{name}` | {parameters[name] / 1e6:.2f} M | {' | '.join(cells)} |")
     ratio = {
         k: [a / b for a, b in zip(rates["cnn_gru"][k], rates["cnn_gru_2021"][k], strict=True)]
         for k in ("train", "embed")
     }
     cells = [f"{statistics.median(r):.0f} ({min(r):.0f}-{max(r):.0f})" for r in ratio.values()]
-    print(f"| ratio | | {cells[0]} | {cells[1]} |")
+    pretrained = statistics.median(rates["cnn_gru"]["pretrain"]) / statistics.median(rates["cnn_gru_2021"]["pretrain"])
+    print(f"| ratio | | {cells[0]} | {cells[1]} | {pretrained:.0f} |")
     if args.json:
         args.json.write_text(json.dumps({"batch": args.batch, "device": args.device, "rates": rates, "ratio": ratio}))
 

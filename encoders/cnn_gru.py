@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from gwtwins.encoders import bfloat16
 from gwtwins.encoders.pooling import POOLINGS
 from gwtwins.encoders.registry import bounded, register
 from gwtwins.encoders.stem import LogPowerStem
 from gwtwins.strain.conditioning import check_band
 from gwtwins.strain.errors import InputError
+
+_WINDOWS = 64  # at a time, in evaluation: what is between the convolutions then stays in the cache
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class CnnGruConfig:
     """Samples of the stem's filters."""
     stride: int = bounded(16, 1, 1024)
     """Samples between frames."""
+    power_floor: float = bounded(3.0, 0.01, 100.0)
+    """What is added to the power, in units of the noise's own, before its logarithm is taken."""
     stem: str = field(default="sine_gaussian", metadata={"choices": ("sine_gaussian", "random")})
     """How the stem's filters start."""
     width: int = bounded(48, 4, 1024)
@@ -73,7 +80,9 @@ class CnnGru(nn.Module):
             raise InputError("encoder cnn_gru", fault, f"a frame or more within the window of {c.window:g} s")
         if c.conv_kernel % 2 == 0:
             raise InputError("encoder cnn_gru", f"conv_kernel {c.conv_kernel}", "an odd number of frames")
-        self.stem = LogPowerStem(c.bands, c.q, c.kernel, c.stride, c.f_low, c.f_high, c.rate, c.stem == "sine_gaussian")
+        self.stem = LogPowerStem(
+            c.bands, c.q, c.kernel, c.stride, c.f_low, c.f_high, c.rate, c.power_floor, c.stem == "sine_gaussian"
+        )
         blocks: list[nn.Module] = [nn.BatchNorm1d(self.stem.channels)]
         channels = self.stem.channels
         for step in c.strides:
@@ -89,8 +98,38 @@ class CnnGru(nn.Module):
         """(N, 1, T) of any length to what the convolutions make of it, (N, L, C'), frame by frame.
 
         Frame l stands for ``[l, l + 1) * hop`` seconds and sees 0.4 s more on either side.
+
+        What a convolution that moves on by four frames says of a signal depends on how it lies between them. In
+        training that varies from row to row; in evaluation it is the mean over the four ways.
         """
-        return self.cnn(self.stem(x)).transpose(1, 2)
+        frames = self.stem(x)
+        if not self.training:
+            return self._averaged(frames)
+        if not bfloat16.applies(frames):
+            return self.cnn(frames).transpose(1, 2)
+        frames = frames.transpose(1, 2)
+        for layer in self.cnn:
+            frames = _on_frames(layer, frames)
+        return frames
+
+    def _averaged(self, frames: Tensor) -> Tensor:
+        """The stem's frames (N, K, F) to (N, L, C'), the mean over all places where the first convolution may begin."""
+        layers: list[Any] = list(self.cnn)
+        normal, pairs = layers[0], zip(layers[1::3], layers[2::3], strict=True)
+        (first, weight, bias), *others = [(conv, *_with_norm(conv, norm)) for conv, norm in pairs]
+        ways, reach = first.stride[0], first.kernel_size[0] // 2
+        length = frames.shape[2]
+        after = -(-length // ways)
+        begin = ways // 2  # so that the mean place is the frame's own, to half a frame
+        margins = reach + begin, reach - begin + ways * after - length
+        means = []
+        for part in frames.split(_WINDOWS):
+            dense = nn.functional.conv1d(nn.functional.pad(normal(part), margins), weight, bias).relu_()
+            each = dense.unflatten(2, (after, ways)).permute(0, 3, 1, 2).flatten(0, 1)  # (N ways, C, after)
+            for conv, w, b in others:
+                each = nn.functional.conv1d(each, w, b, conv.stride, conv.padding).relu_()
+            means.append(each.unflatten(0, (len(part), ways)).mean(dim=1).transpose(1, 2))
+        return torch.cat(means)
 
     def recur(self, local: Tensor) -> Tensor:
         """`local` frames (N, L, C') to frames that know of each other, (N, L, C).
@@ -98,6 +137,9 @@ class CnnGru(nn.Module):
         The GRU starts anew at either end. It has learnt from stretches as long as a window: what it remembers of
         longer ones is of no use.
         """
+        if self.training and bfloat16.applies(local):
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # threads would share the cache
+                return self.gru(local)[0].float()
         return self.gru(local)[0]
 
     def sequence(self, x: Tensor) -> Tensor:
@@ -111,3 +153,19 @@ class CnnGru(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Windows (N, 1, T) to (N, E)."""
         return self.head(self.pooled(self.sequence(x)[:, self.pool_start :]))
+
+
+def _on_frames(layer: nn.Module, frames: Tensor) -> Tensor:
+    """A layer of `CnnGru.cnn` on frames with channels last (N, L, C), in bfloat16."""
+    if isinstance(layer, nn.Conv1d):
+        return bfloat16.FrameConvolution.apply(frames, layer.weight, layer.stride[0])
+    if isinstance(layer, nn.ReLU):
+        return layer(frames)
+    n, length, channels = frames.shape
+    return layer(frames.reshape(n * length, channels)).view(n, length, channels)
+
+
+def _with_norm(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution and the normalisation after it, in evaluation."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return conv.weight * scale[:, None, None], norm.bias - norm.running_mean * scale

@@ -46,7 +46,6 @@ def fit(module: Pretraining, feed: Feed, checkpoint: Checkpoint, monitors: list[
             precision=config.precision,  # type: ignore[arg-type]
             max_steps=module.steps,
             max_epochs=-1,
-            gradient_clip_val=config.clip or None,
             callbacks=[*monitors, checkpoint, graceful],
             logger=False,
             enable_checkpointing=False,

@@ -85,10 +85,8 @@ def check_outcome(views: Views, embedding: Tensor, loss: Tensor, step: int, prec
 _ADVICE = "a lower --learning-rate, or --precision 32-true"
 
 
-def check_gradient(parameters: list[Tensor], step: int, precision: str) -> None:
-    """Raise for a gradient that is not finite, before it reaches the weights."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+def check_gradient(norm: Tensor, step: int, precision: str) -> None:
+    """Raise for a gradient, of this norm, that is not finite."""
     if not bool(torch.isfinite(norm)):
         fault = f"is {float(norm)} at step {step} ({precision}), the last checkpoint is from before it"
         raise RunError("gradient", fault, _ADVICE)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.ssl.distributed import gathered, several
+from gwtwins.ssl.lanes import Lanes
 from gwtwins.ssl.numerics import LEAST_ROWS, check_gradient, check_outcome, check_rows
 from gwtwins.ssl.objectives import Objective
 from gwtwins.ssl.views import ViewMaker, Views
@@ -71,25 +72,32 @@ class Pretraining(pl.LightningModule):
         super().__init__()
         config.check()
         self.encoder, self.objective, self.config, self.steps = encoder, objective, config, steps
+        self.lanes: Lanes | None = None
+        """Set while `in_lanes`."""
         self.last: dict[str, Tensor] = {}
         """The latest step's ``loss``, projections ``first`` and ``second`` (N, P) and ``embedding`` (N, E), with the
         rows of all processes, for the monitors."""
 
     def training_step(self, views: Views, batch_idx: int) -> Tensor:
         check_rows(views, self.encoder.detectors, self.encoder.shared, self.global_step)
-        rows = torch.cat([views.first, views.second])  # (2 N, T)
-        detector = torch.cat([views.first_detector, views.second_detector])
-        embedding = self.encoder.encode_stretch(rows, detector)  # (2 N, E)
-        first, second = embedding.chunk(2)
+        rows = views.first, views.second, views.first_detector, views.second_detector
+        first, second = self.lanes(_encode, *rows) if self.lanes else _encode(self.encoder, *rows)  # (N, E) each
         loss, (a, b) = self.objective(first, second)
         (every,) = gathered(first.detach())
         check_outcome(views, every, loss.detach(), self.global_step, self.config.precision)
         self.last = {"loss": loss.detach(), "first": a.detach(), "second": b.detach(), "embedding": every}
         return loss
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    @property
+    def threads(self) -> int:
+        """What a step is computed with: another number adds in another order."""
+        return self.lanes.threads if self.lanes else torch.get_num_threads()
+
+    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+        """Clip, and stop at a gradient that is not finite, before it reaches the weights; one norm serves both."""
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.config.clip or math.inf)
         if self.config.precision != "16-mixed":  # whose scaler leaves out steps that overflow, and goes on smaller
-            check_gradient(list(self.parameters()), self.global_step, self.config.precision)
+            check_gradient(norm, self.global_step, self.config.precision)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         rate = self.config.learning_rate * learning_rate_factor(self.global_step, self.steps, self.config.warmup)
@@ -105,15 +113,21 @@ class Pretraining(pl.LightningModule):
                 # lightly's LARS adapts only groups that decay: 0 would silently make it plain SGD.
                 raise InputError("--weight-decay", "0 with --optimiser lars", "a positive weight decay, e.g. 1e-6")
             return LARS(groups, lr=self.config.learning_rate, momentum=0.9)
-        return torch.optim.AdamW(groups, lr=self.config.learning_rate)
+        # One operation for all weights; Lightning clips no gradients that a fused optimiser is to unscale.
+        return torch.optim.AdamW(groups, lr=self.config.learning_rate, fused=self.config.precision != "16-mixed")
+
+
+def _encode(encoder: PairedEncoder, first: Tensor, second: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Views (N, T) and their detectors (N,) to embeddings (2, N, E), in one pass."""
+    embedding = encoder.encode_stretch(torch.cat([first, second]), torch.cat([one, other]))
+    return torch.stack(embedding.chunk(2))
 
 
 class Feed:
     """The views of every step from ``start()`` on.
 
-    With ``background`` a thread makes them while the last step runs: right where the step runs on a GPU. On a CPU the
-    thread's own threads and the step's wait for each other at every barrier: 207 ms a step on two cores where making
-    the data in between took 168 ms.
+    With ``background`` a thread makes them while the last step runs: right where the step runs on a GPU or in lanes.
+    Elsewhere on a CPU the thread's own threads and the step's would wait for each other at every barrier.
 
     Args:
         maker: gives a step's views.

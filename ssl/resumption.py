@@ -55,11 +55,18 @@ class Checkpoint(pl.Callback):
             self.saved = trainer.global_step
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        checkpoint[_KEY] = {"options": self.options, "threads": torch.get_num_threads()}
+        checkpoint[_KEY] = {"options": self.options, "threads": pl_module.threads}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self.save(trainer)
+
+
+# What torch's loader, and a look at what it gave, raise where a file is not whole.
+_UNREADABLE = (
+    *(UnpicklingError, RuntimeError, EOFError, OSError, ValueError),
+    *(TypeError, LookupError, AttributeError, AssertionError, RecursionError),
+)
 
 
 def check_checkpoint(path: Path, module: Pretraining, options: dict[str, Any]) -> tuple[int, int]:
@@ -79,7 +86,7 @@ def check_checkpoint(path: Path, module: Pretraining, options: dict[str, Any]) -
         moments = [value for moment in state.values() for value in moment.values() if torch.is_tensor(value)]
         shapes = {name: value.shape for name, value in weights.items()}
         sizes = {number: {v.numel() for v in moment.values() if v.ndim} for number, moment in state.items()}
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError) as e:
+    except _UNREADABLE as e:
         raise InputError(path, "is not a whole checkpoint", expected) from e
     for name in options.keys() & theirs.keys():  # a later version may have more options
         if theirs[name] != options[name]:

@@ -56,7 +56,7 @@ def make_views(
     """The function ``(seed, step, rows, progress, batch) -> Views`` behind ``--views``.
 
     Every choice is a function of (seed, step, global row). With ``always`` the views of any kind are augmented on top.
-    With ``shortest`` they are cut to a length between that and the whole window, in steps of ``hop`` seconds.
+    With ``shortest`` they are cut to that length, or up to 0.25 s more, in steps of ``hop`` seconds.
 
     Raises:
         InputError: an unknown kind, or a source without the detectors, or the noise, that it needs.
@@ -158,22 +158,28 @@ def _augmented(maker: ViewMaker, source: Source, config: AugmentConfig) -> ViewM
     return views
 
 
+_SPREAD = 0.25  # s, of the lengths of views and of their ends
+
+
 def _cut(maker: ViewMaker, source: Source, shortest: float, hop: float) -> ViewMaker:
     """Views cut to one length a step, at a place of each row that both of its views share.
 
-    Where a merger lies in a window is then less of a guide to what is noise.
+    Where a merger lies in a window is then less of a guide to what is noise. They end in the window's last quarter of a
+    second: mergers lie near the end, and what is long before one costs time and teaches little.
     """
     longest = int(source.window / hop + 1e-6)  # whole hops; a window need not be a multiple
     least = round(shortest / hop)
     if not 0 < least <= longest:
         raise InputError("--crop", f"{shortest:g} s", f"{hop:g} to {source.window:g} s, or 0")
-    samples = round(hop * source.rate)
+    samples, spread = round(hop * source.rate), int(_SPREAD / hop + 1e-6)
+    lengths = min(longest - least, spread) + 1
 
     def views(seed: int, step: int, rows: range, progress: float, batch: int) -> Views:
         made = maker(seed, step, rows, progress, batch)
-        length = least + int(draws.hashed_uniform(seed, "crop length", step, [0], 1) * (longest - least + 1))
+        length = least + int(draws.hashed_uniform(seed, "crop length", step, [0], 1) * lengths)
         u = draws.hashed_uniform(seed, "crop", step, made.row.tolist(), 1).to(made.first.device)
-        start = (u * (longest - length + 1)).long() * samples  # (N, 1)
+        latest = longest - length
+        start = (latest - (u * (min(latest, spread) + 1)).long()) * samples  # (N, 1)
         index = start + torch.arange(length * samples, device=start.device)
         return replace(made, first=made.first.gather(1, index), second=made.second.gather(1, index))
 

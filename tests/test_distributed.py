@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gwtwins.encoders import stem
+from gwtwins.encoders import bfloat16
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.encoders.weights import load_encoder
 from gwtwins.ssl import distributed
@@ -85,13 +85,13 @@ class Windows(PairedEncoder):
 
 
 @contextmanager
-def exact_stem() -> Iterator[None]:
-    """Without the stem's products in bfloat16, which some CPUs have, and which round the sums of a batch by 0.4%."""
-    before, stem._fast_bfloat16 = stem._fast_bfloat16, lambda: False  # type: ignore[assignment]
+def exact_encoder() -> Iterator[None]:
+    """Without the products in bfloat16, which some CPUs have, and which round what goes into them by 0.4%."""
+    before, bfloat16.fast = bfloat16.fast, lambda: False  # type: ignore[assignment]
     try:
         yield
     finally:
-        stem._fast_bfloat16 = before
+        bfloat16.fast = before
 
 
 def _prepared(objective: str, dtype: torch.dtype, rank: int, world: int, absent: int) -> tuple[Pretraining, Views]:
@@ -114,7 +114,7 @@ def _step(objective: str, dtype: torch.dtype, rank: int, world: int, absent: int
     wrapped: nn.Module = _Step(module)
     if world > 1:
         wrapped = nn.parallel.DistributedDataParallel(wrapped)
-    with exact_stem():
+    with exact_encoder():
         value = wrapped(views)
         value.backward()
     found = {"loss": value.detach(), "rows": views.row, "embedding": module.last["embedding"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -10,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from gwtwins.encoders import registry
-from gwtwins.encoders.cnn_gru import CnnGru
+from gwtwins.encoders import bfloat16, registry
+from gwtwins.encoders.cnn_gru import CnnGru, CnnGruConfig
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.encoders.pooling import POOLINGS
-from gwtwins.encoders.stem import POWER_FLOOR, LogPowerStem, _fast_bfloat16, sine_gaussian_pairs
+from gwtwins.encoders.stem import LogPowerStem, sine_gaussian_pairs
 from gwtwins.strain.conditioning import Conditioner
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.psd import PSD
 
 RATE, KERNEL = 1024.0, 128
-needs_bfloat16 = pytest.mark.skipif(not _fast_bfloat16(), reason="this CPU has no bfloat16")
+needs_bfloat16 = pytest.mark.skipif(not bfloat16.fast(), reason="this CPU has no bfloat16")
 FREQUENCY = torch.logspace(math.log10(25.0), math.log10(480.0), 24, dtype=torch.float64)
 SMALL = {"width": 8, "hidden": 8, "embedding": 16}
 
@@ -81,7 +82,7 @@ def test_each_pair_peaks_at_its_frequency_with_the_width_its_q_says(q: float) ->
 
 
 def test_white_noise_has_power_one_in_every_band() -> None:
-    power = stem()(torch.randn(64, 1, 8192)).exp() - POWER_FLOOR
+    power = stem()(torch.randn(64, 1, 8192)).exp() - stem().floor
     assert power[..., 4:-4].mean(dim=(0, 2)).detach().numpy() == pytest.approx(1.0, abs=0.07)
 
 
@@ -96,7 +97,7 @@ def test_log_power_nearly_forgets_the_phase_and_keeps_the_frequency() -> None:
         frequency = float(FREQUENCY[band])
         phases = torch.linspace(0, 2 * math.pi, 9)[:-1, None]
         wave = 3.0 * torch.cos(2 * math.pi * frequency * time + phases)[:, None]
-        power = layer(wave)[:, :, 8:-8].exp().detach() - POWER_FLOOR
+        power = layer(wave)[:, :, 8:-8].exp().detach() - layer.floor
         assert power.mean(dim=(0, 2)).argmax() == band
         assert power[:, band].std() < 0.03 * power[:, band].mean()
 
@@ -134,14 +135,14 @@ def test_the_random_stem_is_random_with_the_same_energy() -> None:
     assert contrast[1] > 4 * contrast[0]
 
 
-# The stem in bfloat16, while training
+# In bfloat16, while training
 
 
 def defined(layer: LogPowerStem, x: Tensor) -> Tensor:
     """The stem's formula in float64, (N, K, frames)."""
     pair = torch.nn.functional.conv1d(x.double(), layer.weight.double(), stride=layer.stride, padding=layer.padding)
     a, b = pair.chunk(2, dim=1)
-    return torch.log(0.1 + (a**2 + b**2) / 2)
+    return torch.log(layer.floor + (a**2 + b**2) / 2)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -178,6 +179,57 @@ def test_the_stems_gradient_is_its_formulas(samples: int) -> None:
     assert found.dtype == torch.float32 and (found - wanted).norm() < 0.02 * wanted.norm()
     (exact,) = torch.autograd.grad((layer.eval()(x) * weigh).sum(), layer.weight)
     assert (exact - wanted).norm() < 1e-4 * wanted.norm()
+
+
+@pytest.mark.parametrize(("stride", "kernel", "frames"), [(4, 5, 120), (1, 5, 30), (2, 5, 31), (3, 3, 16), (1, 1, 7)])
+def test_frames_are_convolved_as_torch_convolves_them(stride: int, kernel: int, frames: int) -> None:
+    """Outputs and both gradients to bfloat16's rounding, 1% of their size, for any stride and number of frames."""
+    x, weight = torch.randn(6, frames, 9, requires_grad=True), torch.randn(12, 9, kernel, requires_grad=True)
+    found = bfloat16.FrameConvolution.apply(x, weight, stride)
+    wanted = torch.nn.functional.conv1d(x.transpose(1, 2), weight, None, stride, kernel // 2).transpose(1, 2)
+    assert found.shape == wanted.shape and found.dtype == torch.float32
+    assert (found - wanted).norm() < 0.01 * wanted.norm()
+    weigh = torch.randn(wanted.shape)
+    pairs = zip(*(torch.autograd.grad((out * weigh).sum(), (x, weight)) for out in (found, wanted)), strict=True)
+    assert all((a - b).norm() < 0.01 * b.norm() and a.dtype == torch.float32 for a, b in pairs)
+
+
+@needs_bfloat16
+def test_training_in_bfloat16_is_training() -> None:
+    """The whole encoder: outputs to 3% of their spread, running statistics to 1%, and the gradient's direction."""
+    torch.manual_seed(0)
+    made = CnnGru(CnnGruConfig()).train()
+    x, found = band_limited(64, 1024.0)[:, None, :1920], []
+    for fast in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bfloat16, "fast", lambda fast=fast: fast)
+            layer = copy.deepcopy(made)
+            out = layer(x)
+            (out - out.mean(dim=0)).square().mean().backward()
+            gradient = torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None])
+            found.append((out.detach(), gradient, torch.cat([b.flatten() for b in layer.buffers()])))
+    (a, g, kept), (b, h, expected) = found
+    assert 0 < (a - b).square().mean().sqrt() < 0.03 * b.std(dim=0).mean()
+    assert torch.cosine_similarity(g, h, dim=0) > 0.98
+    assert (kept - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("shape", [{}, {"strides": (2, 3), "conv_kernel": 3}, {"strides": (1, 2)}])
+@pytest.mark.parametrize("samples", [2048, 1664])
+def test_in_evaluation_frames_are_means_over_where_they_may_begin(shape: dict[str, Any], samples: int) -> None:
+    """Of the plain layers on the stem's frames moved by each number of frames that the first convolution moves on by.
+
+    Away from the ends, where the plain ones see zeros.
+    """
+    torch.manual_seed(0)
+    made, x = CnnGru(CnnGruConfig(**shape)), band_limited(70, 1024.0)[:, None, :samples]
+    made.train()(x)  # statistics that are not the first ones
+    made.eval()
+    frames, ways = made.stem(x), made.config.strides[0]
+    each = [made.cnn(frames.roll(-move, 2)) for move in range(-(ways // 2), ways - ways // 2)]
+    found, wanted = made.local(x), torch.stack(each).mean(dim=0).transpose(1, 2)
+    assert found.shape == wanted.shape
+    assert (found - wanted)[:, 4:-4].abs().max() < 1e-5
 
 
 def test_strain_that_wants_a_gradient_gets_one() -> None:

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,12 @@ def _lines(out: Path) -> int:
     return metrics.read_text().count("\n") if metrics.exists() else 0
 
 
-def killed_on_the_way(out: Path, steps: int, kills: int, seed: int) -> int:
+def killed_on_the_way(out: Path, steps: int, kills: int, seed: int, more: Sequence[str] = ()) -> int:
     """Start a run, kill it at random moments, start it again; how many checkpoints the kills found."""
     moments, found = random.Random(seed), 0
     env = os.environ | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "PYTHONWARNINGS": ""}
     for kill in range(kills):
-        anew = [*TINY, *EVERY_STEP, "--steps", str(steps), "--out", str(out)]
+        anew = [*TINY, *more, *EVERY_STEP, "--steps", str(steps), "--out", str(out)]
         argv = ["--resume", str(out)] if (out / "config.yaml").exists() else anew
         run = subprocess.Popen([sys.executable, "-c", COMMAND, *argv], env=env, stderr=subprocess.DEVNULL)
         before, until, on = _lines(out), time.monotonic() + 200, moments.randint(1, 8)
