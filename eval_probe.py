@@ -11,6 +11,7 @@ predictions.csv, report.html and plots.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gwtwins.strain.command import claim_folder, parse, plain, write_text
+from gwtwins.strain.command import claim_folder, disk_faults, hold_folder, parse, plain, write_text
 from gwtwins.strain.errors import InputError, run_command
 from gwtwins.strain.simulated import SimulationConfig
 from gwtwins.strain.versions import versions
@@ -84,12 +85,21 @@ def probe(argv: list[str] | None = None) -> int:
         print("note: the encoder was pretrained on data of other settings (encoder.json) than those it is judged on")
     context = {"weights": weights, "encoder": card, "data": source.describe(), "seed": config.seed}
     context["command"] = shlex.join(["python", "eval_probe.py", *argv])
-    if config.probe:
-        out = predict(config, encoder, source, device, weights)
-    else:
-        out = judge(config, encoder, source, device, weights, context, began)
-    write_text(out / "config.json", json.dumps(plain({**flat, "weights": weights}), indent=2) + "\n")
+    with contextlib.ExitStack() as held:
+        if config.probe:
+            out = predict(config, encoder, source, device, weights, context, held)
+        else:
+            out = judge(config, encoder, source, device, weights, context, began, held)
+        write_text(out / "config.json", json.dumps(plain({**flat, "weights": weights}), indent=2) + "\n")
     return 0
+
+
+def _claim(out: str, default: Path, held: contextlib.ExitStack) -> Path:
+    """The folder of the result, made, and kept to this process until ``held`` ends."""
+    folder = Path(out) if out else default
+    held.enter_context(hold_folder(folder))
+    held.enter_context(disk_faults(folder, "room, and another folder for --out"))
+    return claim_folder(str(folder), folder)
 
 
 def _settings(data: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +116,7 @@ def judge(
     weights: str,
     context: dict[str, Any],
     began: float,
+    held: contextlib.ExitStack,
 ) -> Path:
     """Fit a probe on some of the labels, score the test rows, and write figures, plots and the report."""
     from gwtwins.encoders.weights import result_folder
@@ -124,7 +135,7 @@ def judge(
     if kind == "coherent" and not encoder.frames:  # before anything is embedded
         fault = f"encoder {encoder.name} embeds whole windows, without frames in time to compare"
         raise InputError("--features coherent", fault, "--features concat")
-    out = claim_folder(config.out, result_folder(weights, "probe"))
+    out = _claim(config.out, result_folder(weights, "probe"), held)
     train = embed(encoder, source, "labelled", device=device)
     test = embed(encoder, source, "test", device=device)
     result = evaluate(train, test, n_labels, config.seed, kind)
@@ -190,8 +201,16 @@ def summary(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def predict(config: ProbeConfig, encoder: Any, source: Any, device: str, weights: str) -> Path:
-    """Score every window with a saved probe and write submission.csv."""
+def predict(
+    config: ProbeConfig,
+    encoder: Any,
+    source: Any,
+    device: str,
+    weights: str,
+    context: dict[str, Any],
+    held: contextlib.ExitStack,
+) -> Path:
+    """Score every window with a saved probe and write submission.csv, and submission.json about it."""
 
     from gwtwins.encoders.weights import result_folder
     from gwtwins.probes.features import embed
@@ -202,8 +221,10 @@ def predict(config: ProbeConfig, encoder: Any, source: Any, device: str, weights
     split = "submission" if source.count("submission") else "all"
     features = embed(encoder, source, split, device=device)
     fitted.check_encoder(features.encoder, features.detectors, config.probe)
-    out = claim_folder(config.out, result_folder(weights, "submission"))
+    out = _claim(config.out, result_folder(weights, "submission"), held)
     write_scores(out / "submission.csv", features.ids, fitted.probability(features.embeddings, None, features.together))
+    about = {"windows": len(features), "probe": fitted.about, "context": context, "versions": versions()}
+    write_text(out / "submission.json", json.dumps(plain(about), indent=2) + "\n")
     print(f"{len(features):,} windows scored: {out / 'submission.csv'}")
     return out
 

@@ -113,10 +113,10 @@ def scan(argv: list[str] | None = None) -> int:
     from gwtwins.encoders.weights import describe_weights, find_encoder, find_weights, load_encoder, result_folder
     from gwtwins.probes.features import fingerprint
     from gwtwins.probes.linear import LinearProbe
-    from gwtwins.probes.scan import NothingToSearch, ScanSettings
+    from gwtwins.probes.scan import ScanSettings
     from gwtwins.probes.scan import scan as search
     from gwtwins.probes.scan_blocks import BLOCK_SECONDS
-    from gwtwins.probes.scan_folder import claim_scan_folder, identity, withdraw
+    from gwtwins.probes.scan_folder import describe_data, held_scan_folder, identity
     from gwtwins.probes.scan_page import write_page
     from gwtwins.probes.scan_workers import LOCAL, workers
     from gwtwins.probes.triggers import write_events, write_triggers
@@ -146,54 +146,59 @@ def scan(argv: list[str] | None = None) -> int:
         raise InputError("--min-detectors", f"{config.min_detectors}", expected)
     settings = ScanSettings(**{f.name: getattr(config, f.name) for f in dataclasses.fields(ScanSettings)})
     out = Path(config.out) if config.out else result_folder(weights, "scan")
-    if claim_scan_folder(out, identity(index, encoder, probe, settings)):
-        print(f"going on with the scan in {out}")
+    belongs = identity(index, encoder, probe, settings)
     # A process takes seconds to start: not for less strain than it works through meanwhile.
     worthwhile = math.ceil(total(index.spans) / BLOCK_SECONDS)
     processes = min(config.processes or usable_cores(), worthwhile) if device == "cpu" else 1
-    with workers(processes, config.scheduler) as crew:
-        try:
+    with held_scan_folder(out, belongs, BLOCKS) as going_on:
+        if going_on:
+            print(f"going on with the scan in {out}")
+        with workers(processes, config.scheduler) as crew:
             found = search(index, encoder, probe, out / BLOCKS, settings, crew)
-        except NothingToSearch:
-            withdraw(out, BLOCKS)
-            raise
 
-    write_triggers(out / "triggers.csv", found.triggers, encoder.detectors)
-    write_events(out / "events.hdf5", found.triggers)
-    draw(out, found, config.loudest, (encoder.f_low, encoder.f_high))
-    series = found.series
-    report = {
-        "command": shlex.join(["python", "scan_strain.py", *argv]),
-        "config": {**flat, "weights": weights, "probe": fitted, "threshold": found.threshold, "stride": series.stride},
-        "encoder": describe_weights(weights),
-        "probe": {"features": probe.features.kind, "encoder": probe.encoder, **probe.about},
-        "statistic_of_noise": series.base,
-        "windows": {
-            "count": len(series),
-            "by_network": series.windows_by_network(),
-            "seconds": series.window,
-            "stride": series.stride,
-            "stride_asked": config.stride,
-        },
-        "triggers": len(found.triggers),
-        "background": background_report(found.background, series),
-        "analysed_seconds": {name: total(spans) for name, spans in found.analysed.items()},
-        "analysed_seconds_by_network": {
-            name: round(count * series.stride, 3) for name, count in series.windows_by_network().items()
-        },
-        "analysed": {name: listed(spans) for name, spans in found.analysed.items()},
-        "not_analysed": {name: listed(spans) for name, spans in found.left_out.items()},
-        "notes": list(index.notes),
-        "seconds": round(time.perf_counter() - began, 1),
-        "seconds_by_stage": found.seconds,
-        "versions": versions(),
-    }
-    write_text(out / "scan.json", json.dumps(plain(report), indent=2, allow_nan=False) + "\n")
-    if not config.keep_blocks:
-        shutil.rmtree(out / BLOCKS)
-    print(summary(found, config.stride))
-    print(f"triggers: {out / 'triggers.csv'}")
-    print(f"page: {write_page(out)}")
+        write_triggers(out / "triggers.csv", found.triggers, encoder.detectors)
+        write_events(out / "events.hdf5", found.triggers)
+        draw(out, found, config.loudest, (encoder.f_low, encoder.f_high))
+        series = found.series
+        report = {
+            "command": shlex.join(["python", "scan_strain.py", *argv]),
+            "config": {
+                **flat,
+                "weights": weights,
+                "probe": fitted,
+                "threshold": found.threshold,
+                "stride": series.stride,
+            },
+            "data": describe_data(index),
+            "encoder": describe_weights(weights),
+            "probe": {"features": probe.features.kind, "encoder": probe.encoder, **probe.about},
+            "statistic_of_noise": series.base,
+            "windows": {
+                "count": len(series),
+                "by_network": series.windows_by_network(),
+                "seconds": series.window,
+                "stride": series.stride,
+                "stride_asked": config.stride,
+            },
+            "triggers": len(found.triggers),
+            "background": background_report(found.background, series),
+            "analysed_seconds": {name: total(spans) for name, spans in found.analysed.items()},
+            "analysed_seconds_by_network": {
+                name: round(count * series.stride, 3) for name, count in series.windows_by_network().items()
+            },
+            "analysed": {name: listed(spans) for name, spans in found.analysed.items()},
+            "not_analysed": {name: listed(spans) for name, spans in found.left_out.items()},
+            "notes": list(index.notes),
+            "seconds": round(time.perf_counter() - began, 1),
+            "seconds_by_stage": found.seconds,
+            "versions": versions(),
+        }
+        write_text(out / "scan.json", json.dumps(plain(report), indent=2, allow_nan=False) + "\n")
+        if not config.keep_blocks:
+            shutil.rmtree(out / BLOCKS)
+        print(summary(found, config.stride))
+        print(f"triggers: {out / 'triggers.csv'}")
+        print(f"page: {write_page(out)}")
     return 0
 
 

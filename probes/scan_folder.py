@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ import numpy as np
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.probes.features import fingerprint
 from gwtwins.probes.linear import LinearProbe
-from gwtwins.probes.scan import ScanSettings
-from gwtwins.strain.command import claim_folder, plain, write_text
+from gwtwins.probes.scan import NothingToSearch, ScanSettings
+from gwtwins.strain.command import claim_folder, disk_faults, hold_folder, plain, write_text
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.small_file import read_json
 from gwtwins.strain.strain_index import StrainIndex
 from gwtwins.strain.versions import versions
 
+_MAX_CONFIG = 256 << 20  # bytes: half a million strain files
 CONFIG, RESULT = "scan-config.json", "scan.json"
 
 
@@ -48,6 +51,20 @@ def identity(index: StrainIndex, encoder: PairedEncoder, probe: LinearProbe, set
     )
 
 
+def describe_data(index: StrainIndex) -> dict[str, Any]:
+    """The strain for scan.json: how much there is, and a digest over its files' names, sizes, places and times.
+
+    The digest does not depend on the folder that the files lie in; of a series in memory it is over the samples.
+    """
+    digest = hashlib.sha256()
+    for file in index.files:
+        held = None if file.values is None else hashlib.sha256(np.ascontiguousarray(file.values).tobytes()).hexdigest()
+        name = Path(file.path).name
+        parts = (name, file.size, file.place, file.detector, file.start, file.samples, file.rate, file.offset, held)
+        digest.update(f"{json.dumps(parts)}\n".encode())
+    return {"files": len({file.path for file in index.files}), "sha256": digest.hexdigest()}
+
+
 def claim_scan_folder(folder: Path, belongs: dict[str, Any]) -> bool:
     """Make the folder of a new scan, or find that it holds an unfinished one of the same identity.
 
@@ -60,10 +77,7 @@ def claim_scan_folder(folder: Path, belongs: dict[str, Any]) -> bool:
     """
     config = folder / CONFIG
     if config.is_file() and not (folder / RESULT).exists():
-        try:
-            held = json.loads(config.read_text())
-        except ValueError as error:
-            raise InputError(config, "is not JSON", "the settings of a scan") from error
+        held = read_json(config, _MAX_CONFIG, "the settings of a scan")
         for key, value in belongs.items():
             if not isinstance(held, dict) or held.get(key) != value:
                 fault = f"belongs to an unfinished scan with other {key}"
@@ -74,9 +88,28 @@ def claim_scan_folder(folder: Path, belongs: dict[str, Any]) -> bool:
     return False
 
 
-def withdraw(folder: Path, blocks: str) -> None:
-    """Take back what `claim_scan_folder` made for a scan that came to nothing, and the folder if it was made for it."""
-    shutil.rmtree(folder / blocks, ignore_errors=True)
-    (folder / CONFIG).unlink(missing_ok=True)
-    with suppress(OSError):  # there was something else in it
-        folder.rmdir()
+@contextmanager
+def held_scan_folder(folder: Path, belongs: dict[str, Any], blocks: str) -> Iterator[bool]:
+    """`claim_scan_folder`, kept to this process until the end; a scan that comes to nothing leaves nothing.
+
+    Args:
+        folder: of the scan.
+        belongs: its `identity`.
+        blocks: name of the folder in it where the scan keeps its work.
+
+    Raises:
+        InputError: as `claim_scan_folder`; another process is at work in it; its disk is full.
+    """
+    try:
+        with hold_folder(folder, folder / blocks), disk_faults(folder, "room; then the same command goes on"):
+            going_on = claim_scan_folder(folder, belongs)
+            try:
+                yield going_on
+            except NothingToSearch:
+                shutil.rmtree(folder / blocks, ignore_errors=True)
+                (folder / CONFIG).unlink(missing_ok=True)
+                raise
+    except NothingToSearch:
+        with suppress(OSError):  # there was something else in it
+            folder.rmdir()
+        raise

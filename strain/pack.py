@@ -127,9 +127,7 @@ def _locked(partial: Path) -> Iterator[int]:
     try:
         yield descriptor
     except OSError as error:
-        raise InputError(
-            partial, f"cannot be written: {error.strerror}", "room and leave to write"
-        ) from error
+        raise InputError(partial, f"cannot be written: {error.strerror or error}", "room and leave to write") from error
     finally:
         if os.fstat(descriptor).st_size == 0:
             partial.unlink(missing_ok=True)
@@ -153,18 +151,21 @@ def _begin(folder: G2NetFolder, partial: Path, overwrite: bool) -> tuple[np.ndar
                 raise InputError(partial, fault, "another name, --overwrite, or this file deleted")
     scale = _measured_scale(folder)
     origin = folder.root.resolve().name.encode("ascii", "replace").decode()
-    create_store(
-        partial,
-        ids=folder.ids,
-        label=folder.label,
-        gps=folder.gps,
-        pretrain_only=folder.pretrain_only,
-        scale=scale,
-        detectors=folder.detectors,
-        rate=folder.rate,
-        samples=folder.samples,
-        origin=origin,
-    )
+    try:
+        create_store(
+            partial,
+            ids=folder.ids,
+            label=folder.label,
+            gps=folder.gps,
+            pretrain_only=folder.pretrain_only,
+            scale=scale,
+            detectors=folder.detectors,
+            rate=folder.rate,
+            samples=folder.samples,
+            origin=origin,
+        )
+    except RuntimeError as error:  # what h5py makes of a file that cannot be as long as it should
+        raise OSError(str(error)) from error
     return scale, np.full(len(folder), PENDING, np.uint8)
 
 
@@ -226,9 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.hdf5 if it exists")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad windows out instead of stopping")
-    parser.add_argument(
-        "--psd-windows", type=int, default=PSD_WINDOWS, metavar="N", help="default %(default)s"
-    )
+    parser.add_argument("--psd-windows", type=int, default=PSD_WINDOWS, metavar="N", help="default %(default)s")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_TERMINATED))
     try:

@@ -84,20 +84,14 @@ def run_blocks(jobs: list[Block], workers: int) -> Generator[tuple[Block, list[t
         for job in jobs:
             yield job, pack_block(job)
         return
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
-        futures: dict[Future[list[tuple[int, str]]], Block] = {
-            pool.submit(pack_block, job): job for job in jobs
-        }
+        futures: dict[Future[list[tuple[int, str]]], Block] = {pool.submit(pack_block, job): job for job in jobs}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool as error:
         fault = "a packing process was killed; what is packed is kept"
-        raise InputError(
-            "pack", fault, "the same command again, with fewer --workers if memory ran out"
-        ) from error
+        raise InputError("pack", fault, "the same command again, with fewer --workers if memory ran out") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

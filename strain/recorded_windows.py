@@ -23,9 +23,7 @@ from gwtwins.strain.window_psd import WindowSet, measure_psds, pretraining_rows
 from gwtwins.strain.window_store import WindowStore
 
 SPLITS = ("labelled", "test", "unlabelled", "all", "submission")
-_SLICE = (
-    16  # windows conditioned at once on a CPU: they stay in its cache, three times as fast as 256 at once
-)
+_SLICE = 16  # windows conditioned at once on a CPU: they stay in its cache, three times as fast as 256 at once
 _FOLDER_PSD_WINDOWS = 512  # read at every start: more cost seconds, fewer make the PSD noisier than 5% a bin
 
 
@@ -52,9 +50,7 @@ class RecordedWindowSource(Source):
     ) -> None:
         seconds = windows.samples / windows.rate
         if abs(seconds - window.seconds) > 0.5 / windows.rate:
-            raise InputError(
-                windows.where, f"windows of {seconds:g} s", f"{window.seconds:g} s, as the encoder takes"
-            )
+            raise InputError(windows.where, f"windows of {seconds:g} s", f"{window.seconds:g} s, as the encoder takes")
         self.spec, self.windows, self.psds = spec, windows, psds
         self.detectors, self.rate, self.window = tuple(windows.detectors), window.rate, window.seconds
         self.f_low, self.f_high = window.f_low, window.f_high
@@ -76,9 +72,7 @@ class RecordedWindowSource(Source):
             "submission": np.flatnonzero(~known),
         }
 
-    def train_batch(
-        self, seed: int, step: int, rows: range, progress: float = 0.0, batch: int | None = None
-    ) -> Batch:
+    def train_batch(self, seed: int, step: int, rows: range, progress: float = 0.0, batch: int | None = None) -> Batch:
         """Rows of the pretraining set: each once an epoch, in an order that (seed, epoch) decides.
 
         Args:
@@ -88,9 +82,7 @@ class RecordedWindowSource(Source):
         """
         batch = len(rows) if batch is None else batch
         if len(rows) and not 0 <= min(rows) <= max(rows) < batch:
-            raise ValueError(
-                f"rows {rows} are not among the step's {batch}: pass the size of the global batch"
-            )
+            raise ValueError(f"rows {rows} are not among the step's {batch}: pass the size of the global batch")
         pool = self._rows["unlabelled"]
         if not len(pool):
             raise InputError(self.windows.where, "no window outside the test share", "windows to pretrain on")
@@ -163,9 +155,7 @@ class G2NetSource(RecordedWindowSource):
         folder = G2NetFolder(spec)
         psds = measure_psds(folder, pretraining_rows(folder), _FOLDER_PSD_WINDOWS)
         name = Path(spec).name
-        psds = {
-            detector: PSD(psd.frequency, psd.value, f"{name} {detector}") for detector, psd in psds.items()
-        }
+        psds = {detector: PSD(psd.frequency, psd.value, f"{name} {detector}") for detector, psd in psds.items()}
         super().__init__(spec, folder, psds, window or Window(), device)
 
 

@@ -1,6 +1,7 @@
 """The packed window store: all windows of a recorded set in one HDF5 file, read in any order at disk speed.
 
-    attributes        format "gwtwins-windows-1", detectors, rate (Hz), origin (the folder it was packed from)
+    attributes        format "gwtwins-windows-1", detectors, rate (Hz), origin (the folder it was packed from), and
+                      versions (JSON) of what laid the file out; older stores have none
     strain            (N, D, T) float32, raw strain / scale
     scale             (D,) float64, a power of two near each detector's RMS: dividing by it rounds nothing
     id                (N,) ASCII, ascending
@@ -20,6 +21,7 @@ the id, :func:`gwtwins.strain.splits.is_test`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -31,6 +33,8 @@ import numpy as np
 
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.psd import PSD
+from gwtwins.strain.scattered_reads import read_pieces
+from gwtwins.strain.versions import versions
 
 FORMAT = "gwtwins-windows-1"
 PENDING, PACKED, SKIPPED = 0, 1, 2  # values of `state`
@@ -76,6 +80,7 @@ class WindowStore:
         self.where = str(path)
         self._file: h5py.File | None = None
         self._process = 0
+        self._opened: tuple[int, int] | None = None
         file = self._open()
         try:
             self._load(file, finished)
@@ -86,6 +91,7 @@ class WindowStore:
 
     def _load(self, file: h5py.File, finished: bool) -> None:
         shape = _checked_layout(self.where, file)
+        self._strain_at = file["strain"].id.get_offset()
         self.detectors: tuple[str, ...] = _detectors(self.where, file)
         self.rate = float(_attribute(self.where, file, "rate", "f", ()))
         """Samples per second."""
@@ -93,9 +99,7 @@ class WindowStore:
         self.origin = _text(_attribute(self.where, file, "origin", "S", ()))
         """Name of the folder it was packed from."""
         if len(self.detectors) != shape["D"]:
-            self._fault(
-                f"{len(self.detectors)} detectors and strain of {shape['D']}", "one name for each detector"
-            )
+            self._fault(f"{len(self.detectors)} detectors and strain of {shape['D']}", "one name for each detector")
         if not (np.isfinite(self.rate) and 0 < self.rate <= 65536):
             self._fault(f"rate {self.rate:g}", "samples per second")
 
@@ -136,20 +140,24 @@ class WindowStore:
         return len(self.ids)
 
     def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(B, D, T) float32: strain / ``scale`` of some rows, in their order; the disk is read forwards.
+        """(B, D, T) float32: strain / ``scale`` of some rows, in their order.
 
         Raises:
             InputError: the file cannot be read there, or a sample is NaN or infinite.
         """
         rows = np.asarray(rows, dtype=np.int64)
         out = np.empty((len(rows), len(self.detectors), self.samples), np.float32)
-        strain = self._open()["strain"]
+        samples = len(self.detectors) * self.samples
         try:
-            for k in np.argsort(rows):
-                out[k] = strain[self.rows[rows[k]]]
+            # HDF5 itself takes three times as long over a row as the copy of it.
+            offsets = self._strain_at + out.itemsize * samples * self.rows[rows]
+            read_pieces(self._open().id.get_vfd_handle(), offsets.tolist(), out)
         except (OSError, RuntimeError) as error:
             raise InputError(self.where, "cannot be read: damaged or gone", _STORE) from error
-        bad = ~np.isfinite(out.sum(axis=(1, 2)))
+        with np.errstate(
+            all="ignore"
+        ):  # a sum of the samples is finite if they are; three times as fast as each of them
+            bad = ~np.isfinite(out.reshape(len(rows), samples) @ np.ones(samples, np.float32))
         if bad.any():
             id = self.ids[rows[int(np.argmax(bad))]]
             raise InputError(self.where, f"window {id} has a sample that is NaN or infinite", "finite strain")
@@ -162,9 +170,7 @@ class WindowStore:
             self._file = None
 
     def _open(self) -> h5py.File:
-        if (
-            self._file is None or self._process != os.getpid()
-        ):  # a forked child must not share the parent's handle
+        if self._file is None or self._process != os.getpid():  # a forked child must not share the parent's handle
             if not os.path.exists(self.where):
                 raise InputError(self.where, "no such file", _STORE)
             try:
@@ -173,6 +179,12 @@ class WindowStore:
                 fault = "truncated HDF5" if "truncated" in str(error) else "not a readable HDF5 file"
                 raise InputError(self.where, fault, _STORE) from error
             self._process = os.getpid()
+            status = os.fstat(self._file.id.get_vfd_handle())
+            now = (status.st_size, status.st_mtime_ns)
+            if self._opened not in (None, now):  # ids and offsets are those of the file as it was
+                self.close()
+                self._fault("has changed since it was opened", "the same file until the end")
+            self._opened = now
         return self._file
 
     def __getstate__(self) -> dict[str, Any]:
@@ -256,11 +268,13 @@ def create_store(
 ) -> None:
     """Lay out a store in which every row is still pending, with room for all of it, sparse until written."""
     n, d, bins = len(ids), len(detectors), samples // 2
-    with h5py.File(path, "w", locking=False) as file:
+    # Strain begins where a page does: 48 KB of a row are then 12 pages of the kernel's cache, not 13.
+    with h5py.File(path, "w", locking=False, alignment_threshold=1 << 20, alignment_interval=4096) as file:
         file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["detectors"] = np.array(detectors, dtype=bytes)
         file.attrs["rate"] = float(rate)
         file.attrs["origin"] = np.bytes_(origin)
+        file.attrs["versions"] = np.bytes_(json.dumps(versions()))
         file["scale"] = np.asarray(scale, np.float64)
         file["id"] = np.array(ids, dtype=bytes)
         file["label"] = np.asarray(label, np.int8)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -10,15 +14,18 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 import gwtwins.strain.pack as packing
 from g2net_writer import coloured_noise, names, write_g2net_folder
+from gwtwins.benchmarks import packing as benchmark
+from gwtwins.strain import pack_blocks
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.g2net import LABELS, window_path
 from gwtwins.strain.pack import pack
-from gwtwins.strain.pack_blocks import run_blocks
+from gwtwins.strain.pack_blocks import run_blocks, write_at
 from gwtwins.strain.splits import is_test
 from gwtwins.strain.window_store import PACKED, PENDING, WindowStore, read_columns
 
@@ -53,6 +60,9 @@ def test_every_window_label_and_id_is_in_the_store(source, tmp_path) -> None:
     assert (store.rate, store.samples) == (2048.0, 4096)
     assert store.label.tolist() == [k % 2 if k < 40 else -1 for k in order]
     assert store.pretrain_only.tolist() == [k >= 40 for k in order]
+    with h5py.File(tmp_path / "out.hdf5", locking=False) as file:
+        assert set(json.loads(file.attrs["versions"])) >= {"gwtwins", "numpy"} and file.attrs["origin"]
+        assert file["strain"].id.get_offset() % 4096 == 0  # rows out of step with pages are read half as fast
     assert np.isnan(store.gps).all()
     np.testing.assert_allclose(store.read(range(N)) * store.scale[:, None], windows[order], rtol=6e-8)
     assert (np.exp2(np.round(np.log2(store.scale))) == store.scale).all()
@@ -136,6 +146,62 @@ def test_after_sigkill_the_same_command_goes_on_and_repeats_nothing(source, copy
     assert out.read_bytes() == whole.read_bytes()
 
 
+LOGGED_PACK = SLOW_PACK.replace("0.05", "0.02").replace(
+    "    return quick(path)", "    open(LOG, 'a').write(path.stem + ' ')\n    return quick(path)"
+)
+
+
+def _killed_at_random(source: Path, folder: Path, kills: int, seed: int) -> int:
+    """Start the packer and kill it, again and again; how many kills found some but not all of the windows packed.
+
+    A quarter of them at any time from its start on, the others from its first window on. Whenever it got to its end
+    the store is compared with that of an undisturbed packer, and packing begins anew.
+    """
+    moments, on_the_way = random.Random(seed), 0
+    whole, out, log, script = (folder / name for name in ("whole.hdf5", "out.hdf5", "log", "logged.py"))
+    partial = Path(f"{out}.partial")
+    _pack(source, whole)
+    script.write_text(f"LOG = {str(log)!r}\n" + LOGGED_PACK)
+    command = [sys.executable, str(script), str(source), str(out), "--workers", "2"]
+
+    def packed() -> set[str]:
+        try:
+            columns = read_columns(partial)
+        except InputError:  # not begun, killed while it was laid out, or done
+            return set()
+        return {id.decode() for id in columns["id"][columns["state"] == PACKED]}
+
+    for _ in range(kills):
+        before = packed()
+        log.write_text("")
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        early = moments.random() < 0.25
+        while not early and not log.read_text() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0.0, 2.0 if early else 0.6))
+        process.kill()
+        errors = process.communicate()[1]
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        assert not before & set(log.read_text().split())  # what was packed is not read again
+        if out.exists():
+            assert out.read_bytes() == whole.read_bytes() and not partial.exists()
+            out.unlink()
+        on_the_way += 0 < len(packed()) < N
+    subprocess.run(command, check=True, capture_output=True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert set(folder.iterdir()) == {whole, out, log, script}
+    return on_the_way
+
+
+def test_killed_at_three_random_moments_it_loses_and_repeats_nothing(source, tmp_path) -> None:
+    _killed_at_random(source, tmp_path, kills=3, seed=3)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_loses_and_repeats_nothing(source, tmp_path) -> None:
+    assert _killed_at_random(source, tmp_path, kills=20, seed=1) >= 5
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_sigterm_keep_what_is_packed(source, tmp_path, number, status) -> None:
     out = tmp_path / "out.hdf5"
@@ -177,9 +243,7 @@ def test_bad_windows_are_left_out_when_asked_and_named(copy, tmp_path, capsys) -
     assert all(f"{id}.npy: " in told for id in bad)
     windows, ids = coloured_noise(N), names(N)
     order = [k for k in np.argsort(ids) if ids[k] not in bad]
-    np.testing.assert_allclose(
-        store.read(range(len(store))) * store.scale[:, None], windows[order], rtol=6e-8
-    )
+    np.testing.assert_allclose(store.read(range(len(store))) * store.scale[:, None], windows[order], rtol=6e-8)
 
 
 def test_what_an_earlier_run_skipped_stops_a_run_that_may_not_skip(copy, tmp_path, monkeypatch) -> None:
@@ -214,9 +278,7 @@ def test_an_existing_store_is_replaced_only_when_asked(source, tmp_path) -> None
         _pack(source, tmp_path / "none" / "out.hdf5")
 
 
-def test_a_partial_file_of_other_windows_is_refused_and_a_broken_one_is_begun_again(
-    source, copy, tmp_path
-) -> None:
+def test_a_partial_file_of_other_windows_is_refused_and_a_broken_one_is_begun_again(source, copy, tmp_path) -> None:
     partial = tmp_path / "out.hdf5.partial"
     spoilt = window_path(copy, "train", names(N)[0])
     spoilt.write_bytes(b"")
@@ -251,6 +313,32 @@ def test_too_little_room_is_seen_before_packing(source, tmp_path, monkeypatch) -
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
     with pytest.raises(InputError, match="0.00 GB free on its disk"):
         _pack(source, tmp_path / "out.hdf5")
+
+
+def test_a_disk_that_fills_up_meanwhile_ends_with_one_line_and_what_is_packed_stays(
+    source, tmp_path, monkeypatch
+) -> None:
+    out, written, before = tmp_path / "out.hdf5", 0, resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # as a quota, or a FAT file system
+        with pytest.raises(InputError, match=r"out.hdf5.partial: cannot be written: .*File too large"):
+            _pack(source, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    def write(descriptor: int, array: np.ndarray, offset: int) -> None:
+        nonlocal written
+        written += array.nbytes
+        if written > 1_000_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_at(descriptor, array, offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pack_blocks, "write_at", write)
+        with pytest.raises(InputError, match=r"cannot be written: No space left on device; expected room"):
+            _pack(source, out, block=8)
+    assert np.count_nonzero(read_columns(f"{out}.partial")["state"] == PACKED) == 16
+    assert len(_pack(source, out)) == N
 
 
 def test_the_measured_psd_is_that_of_the_noise_whatever_the_labels_and_a_few_glitches(tmp_path) -> None:
@@ -290,3 +378,20 @@ def test_the_command_packs_and_ends_with_one_line_and_status_2_on_bad_input(sour
         assert bad.returncode == 2
         assert fault in bad.stderr
         assert bad.stderr.count("\n") == 1
+
+
+def test_the_benchmark_prints_its_tables(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(benchmark, "BATCH", 16)
+    monkeypatch.setattr(benchmark, "STEPS", 1)
+    options = ["--windows", "40", "60", "--repeats", "1", "--device", "cpu"]
+    given = [*options, "--folder", str(tmp_path), "--json", str(tmp_path / "figures.json")]
+    monkeypatch.setattr(sys, "argv", ["packing.py", *given])
+    benchmark.main()
+    said, figures = capsys.readouterr().out, json.loads((tmp_path / "figures.json").read_text())
+    assert "| 560,000 | extrapolated |" in said and "| pretraining step |" in said
+    assert set(figures["packing"]) == {"40", "60"} and set(figures["versions"]) >= {"numpy", "torch"}
+    for seconds, busy, peak in figures["packing"].values():
+        assert seconds > 0 and busy > 0 and 50 < peak < 1000  # MB
+    for rates in figures["reading"].values():
+        assert all(len(rates[state]) == 1 and rates[state][0] > 0 for state in ("cold", "warm", "cpu"))
+    assert os.listdir(tmp_path) == ["figures.json"]

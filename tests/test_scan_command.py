@@ -371,10 +371,11 @@ def test_a_scan_that_was_killed_goes_on_to_the_same_result(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_the_number_of_processes_changes_nothing(
-    run: Path, long: list[Path], undisturbed: Result, tmp_path: Path
+    run: Path, long: list[Path], undisturbed: Result, tmp_path: Path, processes: int
 ) -> None:
-    assert command(run, tmp_path / "out", long, "--processes", "3").wait(timeout=200) == 0
+    assert command(run, tmp_path / "out", long, "--processes", str(processes)).wait(timeout=200) == 0
     assert same(tmp_path / "out", undisturbed.folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -203,6 +204,54 @@ def test_a_sample_that_is_not_finite_is_named_by_its_window(copy) -> None:
     store.read([0, 3, 5])
     with pytest.raises(InputError, match=f"window {store.ids[4]} has a sample that is NaN"):
         store.read([5, 4])
+
+
+def test_infinite_samples_of_both_signs_are_named_too(copy) -> None:
+    with h5py.File(copy, "r+") as file:
+        file["strain"][7, 0, :2] = np.inf, -np.inf
+    store = WindowStore(copy)
+    with pytest.raises(InputError, match=f"window {store.ids[7]} has a sample that is NaN"):
+        store.read(range(N))
+
+
+def test_a_store_that_shrinks_under_its_reader_is_named(copy) -> None:
+    store = WindowStore(copy)
+    os.truncate(copy, os.path.getsize(copy) - 100_000)  # the columns lie before the strain, whose end is gone
+    with pytest.raises(InputError, match="cannot be read: damaged or gone"):
+        store.read(range(N))
+
+
+def test_a_store_that_was_replaced_is_not_read_with_the_ids_of_the_old_one(packed, copy) -> None:
+    store = WindowStore(copy)
+    there = pickle.loads(pickle.dumps(store))
+    store.close()
+    os.utime(shutil.copy(packed, copy), ns=(1, 1))
+    for reader in (store, there):
+        with pytest.raises(InputError, match="has changed since it was opened"):
+            reader.read([0])
+
+
+def test_rows_that_are_not_in_the_cache_are_the_same_rows(packed, monkeypatch) -> None:
+    """Cold, on a file system that cannot tell what is cached, and where a read gives less than was asked for."""
+    store, rows = WindowStore(packed), np.random.default_rng(0).permutation(N)
+    expected, plain = store.read(rows), os.preadv
+    descriptor = os.open(packed, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    assert np.array_equal(store.read(rows), expected)
+
+    def cannot_tell(*args: object) -> int:
+        if len(args) == 4:
+            raise OSError(errno.EOPNOTSUPP, "not here")
+        return plain(*args)  # type: ignore[arg-type]
+
+    def little_at_a_time(file: int, pieces: list[memoryview], offset: int, flags: int = 0) -> int:
+        return plain(file, [pieces[0][:5000]], offset, flags)
+
+    for strange in (cannot_tell, little_at_a_time):
+        monkeypatch.setattr(os, "preadv", strange)
+        assert np.array_equal(store.read(rows), expected)
+    assert store.read([]).shape == (0, 3, 4096)
 
 
 def test_an_absent_store_is_refused(tmp_path) -> None:
