@@ -73,7 +73,7 @@ def _check(name: str, field: dataclasses.Field[Any], value: Any) -> Any:
 
 def _check_scalar(where: str, field: dataclasses.Field[Any], like: Any, value: Any) -> Any:
     kind = type(like)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 53:
         value = float(value)
     if type(value) is not kind:
         raise InputError(where, f"{value!r} is a {type(value).__name__}", f"a {kind.__name__}")

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
 
 from gwtwins.encoders.paired import BRANCH, PairedEncoder
 from gwtwins.strain.command import write_bytes, write_text
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.psd import PSD
+from gwtwins.strain.small_file import open_plain, read_json
 
 FORMAT = "gwtwins-encoder-1"
 SHIPPED = Path(__file__).parent / "shipped"
 _MAX_JSON_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 20  # of a safetensors file; 100 tensors have 10 KiB
 _PSD_POINTS = 1 << 16  # at most: 1 MiB a detector
 
 
@@ -125,15 +127,7 @@ def describe_weights(path_or_name: str | Path) -> dict[str, Any]:
     """
     path = find_weights(path_or_name).with_suffix(".json")
     expected = "the encoder.json that was written beside the weights"
-    try:
-        large = path.stat().st_size > _MAX_JSON_BYTES
-        node = None if large else json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(path, "no such file", expected) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(path, "is not JSON", expected) from error
-    if large:
-        raise InputError(path, "is over 1 MiB", expected)
+    node = read_json(path, _MAX_JSON_BYTES, expected)
     if not isinstance(node, dict) or node.get("format") != FORMAT:
         raise InputError(path, "does not describe an encoder of this version", expected)
     encoder, detectors = node.get("encoder"), node.get("detectors")
@@ -165,42 +159,65 @@ def load_encoder(path_or_name: str | Path, device: torch.device | str = "cpu") -
     """
     path = find_weights(path_or_name)
     node = describe_weights(path)
+    name, args, band = node["encoder"]["name"], node["encoder"]["args"], (float(node["f_low"]), float(node["f_high"]))
+    shape = name, args, tuple(node["detectors"]), node["shared"]
+    with torch.device("meta"):  # takes no memory: the JSON may ask for an encoder of any size within its bounds
+        planned = PairedEncoder(*shape, f_low=band[0], f_high=band[1])
+    _check_shapes(path, planned, node["detectors"])
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(path, "is not a whole safetensors file", "an exported encoder") from error
     psds = {}
-    for name in node["detectors"]:
-        if f"psd.{name}.frequency" in tensors and f"psd.{name}.value" in tensors:
-            grid, value = (tensors.pop(f"psd.{name}.{part}") for part in ("frequency", "value"))
-            if grid.dtype != torch.float64 or value.dtype != torch.float64:
-                raise InputError(f"{path}, psd.{name}", f"is {grid.dtype} and {value.dtype}", "float64")
-            psds[name] = PSD(grid.numpy(), value.numpy(), f"{path}, psd.{name}")
-    encoder = PairedEncoder(
-        node["encoder"]["name"],
-        node["encoder"]["args"],
-        tuple(node["detectors"]),
-        node["shared"],
-        psds,
-        float(node["f_low"]),
-        float(node["f_high"]),
-    )
-    _check_tensors(path, encoder, tensors)
+    for detector in node["detectors"]:
+        if f"psd.{detector}.frequency" in tensors and f"psd.{detector}.value" in tensors:
+            grid, value = (tensors.pop(f"psd.{detector}.{part}") for part in ("frequency", "value"))
+            psds[detector] = PSD(grid.numpy(), value.numpy(), f"{path}, psd.{detector}")
+    encoder = PairedEncoder(*shape, psds, *band)
+    for tensor, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(path, f"tensor {tensor} holds NaN or infinity", "finite weights")
     encoder.load_state_dict(tensors, strict=not encoder.shared)
     return encoder.eval().requires_grad_(False).to(device)
 
 
-def _check_tensors(path: Path, encoder: PairedEncoder, tensors: dict[str, Tensor]) -> None:
-    wanted = {k: v for k, v in encoder.state_dict().items() if not (encoder.shared and k.startswith("v."))}
+def check_safetensors(path: Path) -> None:
+    """Raise InputError unless the file begins as safetensors do, with a header that fits into it and into 1 MiB."""
+    expected = "a safetensors file that gwtwins wrote"
+    with open_plain(path, sys.maxsize, expected) as file:
+        head = file.read(9)
+        length = int.from_bytes(head[:8], "little")
+        if head[8:] != b"{" or length > min(_MAX_HEADER_BYTES, os.fstat(file.fileno()).st_size - 8):
+            raise InputError(path, "is not a whole safetensors file", expected)
+
+
+def _check_shapes(path: Path, planned: PairedEncoder, detectors: list[str]) -> None:
+    """By the header alone: the tensors that the planned encoder has, and PSDs of some detectors."""
+    check_safetensors(path)
+    try:
+        with safe_open(path, "pt") as file:
+            held = {name: file.get_slice(name) for name in file.keys()}
+            found = {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in held.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(path, "is not a whole safetensors file", "an exported encoder") from error
+    for detector in detectors:
+        parts = [f"psd.{detector}.{part}" for part in ("frequency", "value")]
+        for name in parts if all(part in found for part in parts) else ():
+            shape, kind = found.pop(name)
+            if kind != "F64" or len(shape) != 1 or shape[0] > _PSD_POINTS + 2:
+                raise InputError(f"{path}, {name}", f"is {_dtype(kind)} {shape}", "(F,) float64")
+    wanted = {k: v for k, v in planned.state_dict().items() if not (planned.shared and k.startswith("v."))}
     expected = "the two files of one export"
-    if set(tensors) != set(wanted):
-        unlike = sorted(set(tensors) ^ set(wanted))
+    if set(found) != set(wanted):
+        unlike = sorted(set(found) ^ set(wanted))
         raise InputError(
             path, f"tensors do not match encoder.json ({len(unlike)} differ, such as {unlike[0]})", expected
         )
-    for name, value in tensors.items():
-        if value.shape != wanted[name].shape or value.dtype != wanted[name].dtype:
-            shapes = f"{tuple(value.shape)} {value.dtype} where encoder.json says {tuple(wanted[name].shape)}"
+    for name, (shape, kind) in found.items():
+        if shape != tuple(wanted[name].shape) or _dtype(kind) != wanted[name].dtype:
+            shapes = f"{shape} {_dtype(kind)} where encoder.json says {tuple(wanted[name].shape)}"
             raise InputError(path, f"tensor {name} is {shapes}", expected)
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise InputError(path, f"tensor {name} holds NaN or infinity", "finite weights")
+
+
+def _dtype(kind: str) -> torch.dtype | str:
+    return {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64}.get(kind, kind)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gwtwins.strain.command import parse, plain
-from gwtwins.strain.errors import EXIT_TERMINATED, InputError, run_command
+from gwtwins.strain.errors import EXIT_TERMINATED, InputError, run_command, shown
 from gwtwins.strain.simulated import SimulationConfig
 from gwtwins.strain.versions import versions
 
@@ -96,15 +96,16 @@ def embed_command(argv: list[str] | None = None) -> int:
     path = Path(flat["files"][0]) if flat["files"] else embed_data(config, simulation)
     with EmbeddingFile(path) as file:
         n, d, e = file.shape
-        print(f"{path}: {n:,} windows, {e} numbers for each of {' '.join(file.detectors)}, encoder {file.weights}")
+        of = f"each of {' '.join(file.detectors)}, encoder {shown(file.weights)}"
+        print(f"{path}: {n:,} windows, {e} numbers for {of}")
         folder = projector_folder(path) if config.projector else None
         row = find_window(file, config.neighbours) if config.neighbours else None
         standard = Standardiser(file) if folder or row is not None else None
         if row is not None:
             look_around(config, file, row, standard)
         if folder:
-            shown = write_projector(folder, file, config.seed, standard)
-            print(f"{shown:,} windows: tensorboard --logdir {folder}")
+            rows = write_projector(folder, file, config.seed, standard)
+            print(f"{rows:,} windows: tensorboard --logdir {folder}")
     return 0
 
 

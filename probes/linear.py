@@ -18,11 +18,13 @@ from safetensors.numpy import load as parse_tensors
 from safetensors.numpy import save as format_tensors
 from scipy import special
 
+from gwtwins.encoders.weights import check_safetensors
 from gwtwins.probes.features import KINDS, FeatureMap
 from gwtwins.probes.logistic import Rows, fit_path, stratified_folds
 from gwtwins.strain.command import write_bytes
 from gwtwins.strain.draws import row_generator
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.small_file import read_bytes, read_json
 
 Array = NDArray[np.floating]
 
@@ -30,7 +32,9 @@ FORMAT = "gwtwins-linear-probe-1"
 MIN_LABELS = 10
 MAX_DETECTORS, MAX_EMBEDDING = 16, 1 << 16
 MAX_BYTES = 256 << 20
-"""Of either file of a saved probe; the largest real one has a few MiB."""
+"""Of a saved probe's tensors; the largest real one has a few MiB."""
+MAX_JSON_BYTES = 16 << 20
+_EXPECTED = "a saved probe: probe.safetensors with probe.json beside"
 _FRAC = "a fraction in (0, 1], or a whole number of labels from 10 up"
 
 
@@ -232,11 +236,7 @@ class LinearProbe:
         """
         target = Path(path) / "probe.safetensors" if Path(path).is_dir() else Path(path).with_suffix(".safetensors")
         beside = target.with_suffix(".json")
-        text = _read(beside)
-        try:
-            node = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(beside, "is not JSON", "a saved probe") from error
+        node = read_json(beside, MAX_JSON_BYTES, _EXPECTED)
         entry = node.get("linear_probe") if isinstance(node, dict) else None
         if not isinstance(entry, dict) or entry.get("format") != FORMAT:
             raise InputError(beside, "holds no linear probe", f"an entry linear_probe of format {FORMAT}")
@@ -253,9 +253,10 @@ class LinearProbe:
         encoder = entry.get("encoder")
         if not isinstance(encoder, str) or len(encoder) > 64:
             raise InputError(beside, "encoder is not a fingerprint", "up to 64 hexadecimal digits")
-        data = _read(target)
+        data = read_bytes(target, MAX_BYTES, _EXPECTED)
         if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
             raise InputError(beside, f"does not belong to {target.name}", "the two files of one probe")
+        check_safetensors(target)
         tensors = _tensors(target, data, len(names), e, j)
         features = FeatureMap(kind)
         coef, intercept = tensors.pop("coef"), float(tensors.pop("intercept")[0])
@@ -290,14 +291,3 @@ def _tensors(path: Path, data: bytes, d: int, e: int, j: int) -> dict[str, Array
 
 def _is_name(name: object) -> bool:
     return isinstance(name, str) and name.isalnum() and len(name) <= 8
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(path, "cannot be read", "a saved probe: probe.safetensors with probe.json beside") from error
-    if len(data) > MAX_BYTES:
-        raise InputError(path, f"is over {MAX_BYTES >> 20} MiB", "a saved probe")
-    return data

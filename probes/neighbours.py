@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from gwtwins.probes.embedding_file import EmbeddingFile
 from gwtwins.strain.command import write_text
-from gwtwins.strain.errors import InputError
+from gwtwins.strain.errors import InputError, shown
 from gwtwins.strain.progress import progress_bar
 
 MAX_COUNT = 10_000
@@ -152,11 +152,6 @@ def table(query: Match, found: Sequence[Match]) -> str:
         "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, wide))).rstrip()
         for line in columns
     )
-
-
-def shown(text: str) -> str:
-    """``text`` without tabs, line ends, terminal escapes and what turns the direction of writing."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from numpy.typing import NDArray
 
 from gwtwins.strain.command import write_text
+from gwtwins.strain.errors import shown
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -23,11 +24,11 @@ def write_scores(
 ) -> None:
     """Write ``id,target`` (target: probability, a submission), or with labels ``id,target,score`` (target: label).
 
-    An id that a spreadsheet would run as a formula gets an apostrophe in front.
+    An id that a spreadsheet would run as a formula gets an apostrophe in front; control characters become "?".
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = [f"'{name}" if name.startswith(_FORMULA) else name for name in ids]
+    names = [f"'{shown(name)}" if name.startswith(_FORMULA) else shown(name) for name in ids]
     if label is None or score is None:
         writer.writerow(["id", "target"])
         writer.writerows((name, f"{p:.6f}") for name, p in zip(names, probability, strict=True))

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwtwins.probes.embedding_file import EmbeddingFile
-from gwtwins.probes.neighbours import Standardiser, shown
-from gwtwins.strain.errors import InputError
+from gwtwins.probes.neighbours import Standardiser
+from gwtwins.strain.errors import InputError, shown
 from gwtwins.strain.progress import progress_bar
 
 MAX_ROWS = 10_000

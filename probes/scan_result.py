@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from gwtwins.probes.scan_folder import CONFIG, RESULT
 from gwtwins.strain.coverage import Span, merged
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.small_file import read_text
 
 SEEN = 1.0
 """A detector has seen a trigger if the statistic, a log-odds, falls by this or more with noise in its place."""
 _TRIGGERS = "triggers.csv"
+_MAX_BYTES = 256 << 20  # of a file: a million triggers
+_BROKEN = (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError, csv.Error)
 
 
 @dataclass(frozen=True)
@@ -155,16 +158,15 @@ def read_scan(folder: Path) -> ScanResult:
             _number(report["config"]["threshold"]),
             files,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except _BROKEN as error:
         raise InputError(folder / RESULT, f"cannot be used: {_words(error)}", "what scan_strain.py writes") from error
 
 
 def _read(path: Path, parse: Any) -> Any:
+    text = read_text(path, _MAX_BYTES, "the folder of a finished scan")
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(path, "cannot be read", "the folder of a finished scan") from error
-    except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
+        return parse(text)
+    except _BROKEN as error:
         raise InputError(path, f"cannot be used: {_words(error)}", "what scan_strain.py writes") from error
 
 

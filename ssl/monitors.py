@@ -131,6 +131,6 @@ def _drop_lines_after(path: Path, step: int) -> None:
             try:
                 if json.loads(text)["step"] <= step:
                     lines.append(text + "\n")
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # a line cut short by the crash
         write_text(path, "".join(lines))

@@ -14,8 +14,8 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import reduce
+from dataclasses import asdict, dataclass, replace
+from functools import partial, reduce
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.hdf5_file import attribute, open_hdf5, plain_array, stored_member
 from gwtwins.strain.population import Population
 from gwtwins.strain.processes import usable_cores
 from gwtwins.strain.progress import progress_bar
 from gwtwins.strain.psd import PSD, load_psd, names_a_file
 
-FORMAT = "gwtwins-bank-1"
+FORMAT = "gwtwins-bank-2"
 BUFFER = 4.0  # seconds held of each waveform, the period of the circular buffer it is shifted in
 BEFORE_MERGER = 3.0  # seconds of it before the merger; the rest is room for shifts and ringdown
 AFTER_MERGER = 0.5
@@ -40,6 +41,7 @@ F_KEEP = 640.0  # Hz: waveforms are stored up to here, SNRs counted up to F_NYQU
 F_NYQUIST = 1024.0
 POWER_EDGES = np.geomspace(10.0, F_NYQUIST, 322)  # Hz, 48 bins an octave, for the SNR of whole signals
 _CHUNK = 500  # waveforms per task
+_MAX_PSDS = 64  # in a bank
 _G_MSUN_C3 = 4.925490947641267e-06  # seconds, GM_sun/c^3
 
 
@@ -63,8 +65,8 @@ class BankRecipe:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def path(self) -> Path:
-        """Where the bank is kept."""
-        return cache_folder() / f"bank-{self.key()}.hdf5"
+        """Where the bank is kept; another version of the format has another place."""
+        return cache_folder() / f"{FORMAT.removeprefix('gwtwins-')}-{self.key()}.hdf5"
 
 
 def _psd_key(spec: str) -> str:
@@ -135,34 +137,50 @@ class WaveformBank:
         Raises:
             InputError: absent, not a bank, or not whole.
         """
-        expected = "a waveform bank written by gwtwins (delete it to have it made again)"
-        try:
-            with h5py.File(path, "r") as file:
-                if file.attrs.get("format") != FORMAT:
-                    raise InputError(path, "is not a waveform bank of this version", expected)
-                psds = {}
-                for group in file["psds"].values():
-                    psd = PSD(group["frequency"][:], group["value"][:], str(group.attrs["name"]))
-                    psds[psd.name] = psd
-                bank = cls(
-                    parameters=file["parameters"][:],
-                    waveform=torch.from_numpy(file["waveform"][:]),
-                    k_low=int(file.attrs["k_low"]),
-                    scale=torch.from_numpy(file["scale"][:]),
-                    power=torch.from_numpy(file["power"][:]),
-                    psds=psds,
-                    cross=torch.from_numpy(file["cross"][:]) if "cross" in file else None,
-                    cross_power=torch.from_numpy(file["cross_power"][:]) if "cross" in file else None,
-                )
-        except FileNotFoundError as error:
-            raise InputError(path, "no such file", expected) from error
-        except (OSError, KeyError) as error:
-            raise InputError(path, "cannot be read as HDF5, or is cut short", expected) from error
-        n = len(bank.parameters)
-        shapes = (tuple(bank.waveform.shape[::2]), tuple(bank.scale.shape), tuple(bank.power.shape))
-        if shapes != ((n, 2), (n,), (n, len(POWER_EDGES) - 1)):
-            raise InputError(path, f"datasets of shapes {shapes} for {n} waveforms", expected)
+        path, layout = Path(path), "a waveform bank written by gwtwins (delete it to have it made again)"
+        with open_hdf5(path, layout) as file:
+            if attribute(file, "format", "S") != FORMAT.encode():
+                raise InputError(path, "is not a waveform bank of this version", layout)
+            k_low = attribute(file, "k_low", "iu")
+            if not isinstance(k_low, int | np.integer) or not 0 <= k_low < F_KEEP * BUFFER:
+                raise InputError(path, f"k_low is {k_low}", layout)
+            held, both = partial(plain_array, file, path=path, layout=layout), "cross" in file
+            parameters = held("parameters", dtype="f8", shape=(-1, 10 if both else 4))
+            n, bins = len(parameters), len(POWER_EDGES) - 1
+            shape = (n, int(F_KEEP * BUFFER) - int(k_low), 2)
+            bank = cls(
+                parameters=parameters,
+                waveform=torch.from_numpy(held("waveform", dtype="f2", shape=shape)),
+                k_low=int(k_low),
+                scale=torch.from_numpy(held("scale", dtype="f8", shape=(n,))),
+                power=torch.from_numpy(held("power", dtype="f8", shape=(n, bins))),
+                psds=_stored_psds(file, path, layout),
+                cross=torch.from_numpy(held("cross", dtype="f2", shape=shape)) if both else None,
+                cross_power=torch.from_numpy(held("cross_power", dtype="f8", shape=(n, 2, bins))) if both else None,
+            )
+        numbers = [torch.from_numpy(parameters), bank.waveform, bank.scale, bank.power, bank.cross, bank.cross_power]
+        if not n or not all(x.isfinite().all() for x in numbers if x is not None):
+            raise InputError(path, "holds no waveform, or NaN or infinity", layout)
+        if (bank.scale <= 0).any() or (bank.power < 0).any():
+            raise InputError(path, "a scale or a power is negative", layout)
+        if not all(bank.sigma(psd).isfinite().all() for psd in bank.psds.values()):
+            raise InputError(path, "powers or PSDs that leave no finite SNR", layout)
         return bank
+
+
+def _stored_psds(file: h5py.File, path: Path, layout: str) -> dict[str, PSD]:
+    group, psds = stored_member(file, "psds", path, layout), {}
+    if not isinstance(group, h5py.Group) or len(group) > _MAX_PSDS:
+        raise InputError(path, "psds is not a group of a few", layout)
+    for member in group:
+        node = stored_member(group, member, path, layout)
+        given = attribute(node, "name", "S")
+        if not isinstance(given, bytes) or not isinstance(node, h5py.Group):
+            raise InputError(path, f"psds/{member} is not a named PSD", layout)
+        name = given.decode("utf-8", "replace")
+        frequency, value = (plain_array(node, column, path, layout, "f8", (-1,)) for column in ("frequency", "value"))
+        psds[name] = replace(PSD(frequency, value, f"{path}, psds/{member}"), name=name)
+    return psds
 
 
 def make_bank(recipe: BankRecipe, path: Path, workers: int | None = None, progress: bool = True) -> None:
@@ -176,11 +194,12 @@ def make_bank(recipe: BankRecipe, path: Path, workers: int | None = None, progre
     chunks = [parameters[i : i + _CHUNK] for i in range(0, len(parameters), _CHUNK)]
     psds = [load_psd(name) for name in sorted(set(recipe.psds))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     k_low, k_high = int(recipe.population.f_lower * BUFFER), int(F_KEEP * BUFFER)
     try:
-        with h5py.File(partial, "w") as file:
-            file.attrs.update(format=FORMAT, k_low=k_low, recipe=json.dumps(asdict(recipe)))
+        with h5py.File(unfinished, "w") as file:
+            # Text of fixed length: see `gwtwins.strain.hdf5_file.attribute`.
+            file.attrs.update(format=np.bytes_(FORMAT), k_low=k_low, recipe=np.bytes_(json.dumps(asdict(recipe))))
             file["parameters"] = parameters
             shape = (recipe.count, k_high - k_low, 2)
             waveform = file.create_dataset("waveform", shape, "f2")
@@ -191,7 +210,7 @@ def make_bank(recipe: BankRecipe, path: Path, workers: int | None = None, progre
                 cross_power = file.create_dataset("cross_power", (recipe.count, 2, len(POWER_EDGES) - 1), "f8")
             for i, psd in enumerate(psds):
                 group = file.create_group(f"psds/{i}")
-                group.attrs["name"] = psd.name
+                group.attrs["name"] = np.bytes_(psd.name.encode())
                 group["frequency"], group["value"] = psd.frequency, psd.value
             bar = progress_bar(recipe.count, "waveforms", "waveform", progress)
             start = 0
@@ -203,9 +222,9 @@ def make_bank(recipe: BankRecipe, path: Path, workers: int | None = None, progre
                 bar.update(len(held))
                 start = stop
             bar.close()
-        os.replace(partial, path)
+        os.replace(unfinished, path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]

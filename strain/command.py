@@ -16,12 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.small_file import read_yaml
 
-_MAX_CONFIG_BYTES = 1 << 20
 _LOCK = ".lock"
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -140,14 +139,7 @@ def read_config(path: str | Path, known: list[str]) -> dict[str, Any]:
     Raises:
         InputError: absent, not such a mapping, or a key that is not known (the nearest is named).
     """
-    try:
-        if os.path.getsize(path) > _MAX_CONFIG_BYTES:
-            raise InputError(path, "is over 1 MiB", "a small YAML file of options")
-        node = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise InputError(path, "no such file", "a YAML file of options") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(path, "is not YAML", "lines of the form option: value") from error
+    node = read_yaml(path, "a small YAML file of options, lines of the form option: value")
     if not isinstance(node, dict):
         raise InputError(path, "is not a mapping", "lines of the form option: value")
     node = {str(key).replace("-", "_"): value for key, value in node.items()}

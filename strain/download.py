@@ -27,11 +27,13 @@ from urllib.parse import urlsplit
 import requests
 
 from gwtwins.strain.command import write_text
-from gwtwins.strain.errors import InputError
+from gwtwins.strain.errors import InputError, shown
 from gwtwins.strain.http_session import BACKOFF, RETRIES, TIMEOUT, Unreachable, http_fault
 from gwtwins.strain.progress import progress_bar
+from gwtwins.strain.small_file import read_json
 
 MAX_BYTES = 1 << 30  # twice the largest strain file there is: 4096 s at 16384 Hz, float64
+_SAID = 400  # characters of a line about a file
 _BLOCK = 1 << 16  # bytes between two writes, and lost where a connection breaks
 _HEADWAY = 1 << 20  # bytes: a connection that brought this many does not count as a failed try
 
@@ -86,7 +88,7 @@ def _is_whole(path: Path, url: str, check: Check) -> bool:
             _write_record(path, {"url": url, "size": size, "sha256": _sha256(path)})
         return True
     if not _same_path(known.get("url"), url):
-        print(f"{path.name}: is {known.get('url')}; fetching {url}", file=sys.stderr)
+        print(shown(f"{path.name}: is {known.get('url')}; fetching {url}")[:_SAID], file=sys.stderr)
         return False
     if known.get("size") != size or known.get("sha256") != _sha256(path):
         print(f"{path.name}: has changed since it was fetched; fetching it again", file=sys.stderr)
@@ -257,7 +259,9 @@ def _alone(path: Path) -> Iterator[bool]:
 
 def _same_path(known: object, url: str) -> bool:
     """Whether two URLs are the same file of the same release, be it on another mirror."""
-    return isinstance(known, str) and urlsplit(known).path == urlsplit(url).path
+    with suppress(ValueError):  # what stands beside the file may be no URL
+        return isinstance(known, str) and urlsplit(known).path == urlsplit(url).path
+    return False
 
 
 def _record(path: Path) -> Path:
@@ -267,8 +271,8 @@ def _record(path: Path) -> Path:
 def _read_record(path: Path) -> dict[str, Any]:
     """What is known of a file; nothing, if that cannot be read."""
     try:
-        known = json.loads(_record(path).read_text())
-    except (OSError, ValueError):
+        known = read_json(_record(path), 1 << 20, "what is known of a file")
+    except InputError:
         return {}
     return known if isinstance(known, dict) else {}
 

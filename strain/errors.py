@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 
@@ -10,7 +9,7 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 EXIT_TERMINATED = 143  # 128 + SIGTERM
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LONGEST = 500  # characters of what is wrong, and of what was expected: a file may hold names of any length
 
 
 class InputError(ValueError):
@@ -21,9 +20,25 @@ class InputError(ValueError):
     """
 
     def __init__(self, where: object, fault: str, expected: str | None = None):
-        message = f"{where}: {fault}" + (f"; expected {expected}" if expected else "")
-        # File names and ids come from outside: a newline or a terminal escape in one must not act.
-        super().__init__(_CONTROL.sub("?", message))
+        place = str(where)
+        place = place if len(place) <= _LONGEST else f"... {place[4 - _LONGEST :]}"  # of a path the end says more
+        message = f"{place}: {_cut(fault)}" + (f"; expected {_cut(expected)}" if expected else "")
+        super().__init__(shown(message))
+
+
+def shown(text: str) -> str:
+    """``text`` as it may be printed: file names and ids come from outside, and nothing in them may act.
+
+    Tabs, line ends, terminal escapes, what turns the direction of writing, and halves of surrogate pairs become "?".
+
+    >>> shown("GW170814\\x1b[2J")
+    'GW170814?[2J'
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
 
 
 def run_command(main: Callable[[], int | None]) -> int:

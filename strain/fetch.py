@@ -22,12 +22,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gwtwins.strain.command import parse, write_text
 from gwtwins.strain.download import download
 from gwtwins.strain.errors import EXIT_TERMINATED, InputError, run_command
 from gwtwins.strain.http_session import Unreachable, open_session
 from gwtwins.strain.published import DETECTORS, Archive, StrainFile
+from gwtwins.strain.small_file import read_json
+
+_MAX_LISTING = 16 << 20  # bytes; a month of three detectors has 200 KiB
 
 HOST = "https://gwosc.org"
 RATES = (4096, 16384)  # Hz
@@ -119,15 +123,20 @@ def _files(query: str | list[float], archive: Archive, duration: int, folder: Pa
             files = archive.between(math.floor(query[0]), math.ceil(query[1]))
     except Unreachable as fault:
         try:
-            answer = json.loads(kept.read_text())
+            answer = read_json(kept, _MAX_LISTING, "a listing of strain files")
             files = [StrainFile.at(url) for url in answer["urls"]]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise fault from None
-        print(f"{archive.host} cannot be reached; going by its answer of {answer.get('date')}", file=sys.stderr)
+        print(f"{archive.host} cannot be reached; going by its answer of {_date(answer)}", file=sys.stderr)
         return files
     with suppress(OSError):  # a folder that others filled and nobody may write to
         write_text(kept, json.dumps({"date": time.strftime("%Y-%m-%d"), "urls": [file.url for file in files]}))
     return files
+
+
+def _date(answer: dict[str, Any]) -> str:
+    date = str(answer.get("date"))
+    return date if re.fullmatch(r"\d{4}-\d\d-\d\d", date) else "an unknown day"
 
 
 def _check(path: Path, file: StrainFile, rate: int) -> None:

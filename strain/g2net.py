@@ -10,16 +10,17 @@ from __future__ import annotations
 import csv
 import os
 import re
-import stat
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from io import BytesIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
 
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.small_file import open_plain
 
 DETECTORS = ("H1", "L1", "V1")
 RATE = 2048.0  # Hz
@@ -31,6 +32,7 @@ _SHAPE = (len(DETECTORS), SAMPLES)
 _EXPECTED = "a (3, 4096) array of float64 or float32"
 _ID = re.compile(r"[0-9A-Za-z_-]{3,64}")
 _MAX_HEADER = 4096  # bytes; a plain array's header has 118
+_MAX_LABELS = 64 << 20  # bytes: four million lines; the 2021 data have 560,000
 _MAX_BYTES = _MAX_HEADER + _SHAPE[0] * _SHAPE[1] * 8
 
 
@@ -149,8 +151,8 @@ def _read_labels(path: Path) -> dict[str, int]:
     expected = "lines id,target with target 0 or 1"
     targets: dict[str, int] = {}
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file)
+        with open_plain(path, _MAX_LABELS, expected) as file:
+            lines = csv.reader(TextIOWrapper(file, "utf-8-sig", newline=""))
             header = next(lines, None)
             if header != ["id", "target"]:
                 raise InputError(path, "the first line is not the header", "id,target")
@@ -210,20 +212,10 @@ def read_window(path: str | Path) -> np.ndarray:
 def _first_bytes(path: str | Path) -> tuple[bytes, int]:
     """As much of the file as a window can be, and the file's size."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(path, "not a plain file", _EXPECTED)
-            return file.read(_MAX_BYTES), status.st_size
-    except FileNotFoundError as error:
-        raise InputError(path, "no such file", _EXPECTED) from error
+        with open_plain(path, sys.maxsize, _EXPECTED) as file:
+            return file.read(_MAX_BYTES), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}", _EXPECTED) from error
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    # Otherwise a pipe that somebody named abc.npy would be waited for.
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _checked_header(path: str | Path, blob: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:

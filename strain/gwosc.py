@@ -7,16 +7,15 @@ older files order them otherwise. Nothing is read before its size, type and stor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.hdf5_file import Hdf5Reader, attribute, open_hdf5, short_texts, stored_dataset
 from gwtwins.strain.recording import Recording
 from gwtwins.strain.strain_file import StrainFile, check_strain
 
@@ -33,7 +32,6 @@ DEFAULT_REQUIRED = ("DATA", "CBC_CAT1", "CBC_CAT2")
 TRANSIENT_INJECTIONS = ("NO_CBC_HW_INJ", "NO_BURST_HW_INJ", "NO_DETCHAR_HW_INJ", "NO_STOCH_HW_INJ")
 
 _MAX_FLAGS = 32  # bits of a DQmask word
-CHUNK_CACHE = 4 << 20  # bytes; a chunk that does not fit (HDF5's own cache has 1 MiB) is unpacked again for every slice
 _LAYOUT = "a complete GWOSC HDF5 strain file"
 
 
@@ -66,62 +64,17 @@ def index_gwosc(path: Path, required: Sequence[str] | None = None) -> list[Strai
         return [StrainFile.of(path, "gwosc", held.detector, held.start, held.strain.shape[0], held.rate)]
 
 
-class Hdf5Reader:
-    """Strain in a dataset of an HDF5 file, read a slice at a time; subclasses say which, as ``_strain``."""
-
-    faults: np.ndarray | None = None
-    _strain: h5py.Dataset
-
-    def __init__(self, path: Path, layout: str) -> None:
-        self.path, self._layout = path, layout
-        with hdf5_faults(path, layout):
-            self._file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
-
-    def read(self, first: int, stop: int) -> np.ndarray:
-        """Samples ``first`` to ``stop`` as float64."""
-        with hdf5_faults(self.path, self._layout):
-            strain = self._strain[first:stop].astype(np.float64, copy=False)
-        check_strain(strain, self.path)
-        return strain
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
 class GwoscReader(Hdf5Reader):
     """A GWOSC file that is read a slice at a time."""
 
     def __init__(self, path: Path, required: Sequence[str] | None = None) -> None:
+        self._required = required
         super().__init__(path, _LAYOUT)
-        with hdf5_faults(path, _LAYOUT):
-            held = _contents(self._file, path, required, MAX_STREAMED)
-        self._strain, self.faults = held.strain, _faults(held)
 
-
-@contextmanager
-def open_hdf5(path: Path, layout: str) -> Iterator[h5py.File]:
-    """The HDF5 file at ``path``; what h5py cannot make sense of is an InputError that names ``layout``."""
-    if not path.is_file():
-        raise InputError(path, "no such file", layout)
-    if path.stat().st_size == 0:
-        raise InputError(path, "not a readable HDF5 file (it is empty)", layout)
-    with hdf5_faults(path, layout), h5py.File(path, "r") as file:
-        yield file
-
-
-@contextmanager
-def hdf5_faults(path: Path, layout: str) -> Iterator[None]:
-    """Turns what h5py raises for a broken file into an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    # What h5py raises for a broken file depends on where it breaks; all of these have been seen.
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        fault = "truncated" if "truncated" in str(error).lower() else "not a readable HDF5 file"
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(path, f"{fault} ({reason})", layout) from error
+    def _find(self) -> h5py.Dataset:
+        held = _contents(self._file, self.path, self._required, MAX_STREAMED)
+        self.faults = _faults(held)
+        return held.strain
 
 
 @dataclass
@@ -143,12 +96,12 @@ def _contents(file: h5py.File, path: Path, required: Sequence[str] | None, most:
     if detector not in DETECTORS:
         raise InputError(path, f"unknown detector {detector[:20]!r}", "one of " + ", ".join(DETECTORS))
 
-    dataset = _dataset(file, "strain/Strain", path, most)
+    dataset = _vector(file, "strain/Strain", path, most)
     if dataset.dtype.kind != "f":
         raise InputError(path, f"strain/Strain has dtype {dataset.dtype}", "floating-point strain")
     samples = dataset.shape[0]
     rate = _rate(dataset, path)
-    declared = _number(dataset.attrs.get("Npoints", samples), "Npoints", path)
+    declared = _number(attribute(dataset, "Npoints", "iuf"), "Npoints", path) if "Npoints" in dataset.attrs else samples
     if declared != samples:
         raise InputError(path, f"Npoints is {declared:g} but strain/Strain holds {samples}", "equal numbers")
     if samples == 0 or samples % rate:
@@ -188,23 +141,11 @@ def _faults(held: _Contents) -> np.ndarray:
 
 
 def _dataset(file: h5py.File, name: str, path: Path, most: int) -> h5py.Dataset:
-    """The one-dimensional dataset ``name`` of at most ``most`` entries, stored inside this very file."""
-    node: Any = file
-    for part in name.split("/"):
-        if not isinstance(node, h5py.Group) or node.get(part, getlink=True) is None:
-            raise InputError(path, f"no {name}", "the GWOSC HDF5 layout")
-        if not isinstance(node.get(part, getlink=True), h5py.HardLink):
-            raise InputError(path, f"{name} is a link to another place", "data stored in the file itself")
-        node = node[part]
-    if not isinstance(node, h5py.Dataset):
-        raise InputError(path, f"{name} is not a dataset", "the GWOSC HDF5 layout")
-    if node.is_virtual or node.external:
-        raise InputError(path, f"{name} is stored in other files", "data stored in the file itself")
-    if node.shape is None or node.ndim > 1:
-        raise InputError(path, f"{name} has shape {node.shape}", "one dimension")
-    if node.size > most or (node.chunks is not None and node.chunks[0] > min(most, MAX_SAMPLES)):
-        raise InputError(path, f"{name} declares {max(node.size, *(node.chunks or (0,)))} entries", f"at most {most}")
-    return node
+    """The dataset ``name`` of at most one dimension and ``most`` entries."""
+    dataset = stored_dataset(file, name, path, _LAYOUT, most)
+    if dataset.ndim > 1:
+        raise InputError(path, f"{name} has shape {dataset.shape}", "one dimension")
+    return dataset
 
 
 def _vector(file: h5py.File, name: str, path: Path, most: int) -> h5py.Dataset:
@@ -215,25 +156,26 @@ def _vector(file: h5py.File, name: str, path: Path, most: int) -> h5py.Dataset:
 
 
 def _text(file: h5py.File, name: str, path: Path) -> str:
-    value = _dataset(file, name, path, 1)[()]
-    if not isinstance(value, bytes | str):
+    texts = short_texts(_dataset(file, name, path, 1), path, "the GWOSC HDF5 layout")
+    if len(texts) != 1:
         raise InputError(path, f"{name} is not text", "the GWOSC HDF5 layout")
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else value
+    return texts[0]
 
 
 def _number(value: object, what: str, path: Path) -> float:
-    number = np.asarray(value)
+    number = np.asarray(np.nan if value is None else value)
     if number.size != 1 or number.dtype.kind not in "iuf" or not np.isfinite(number).all():
         raise InputError(path, f"{what} is not a finite number", "the GWOSC HDF5 layout")
     return float(number.reshape(()))
 
 
 def _scalar(file: h5py.File, name: str, path: Path) -> float:
-    return _number(_dataset(file, name, path, 1)[()], name, path)
+    dataset = _dataset(file, name, path, 1)
+    return _number(dataset[()] if dataset.dtype.kind in "iuf" else None, name, path)
 
 
 def _rate(dataset: h5py.Dataset, path: Path) -> int:
-    spacing = _number(dataset.attrs.get("Xspacing"), "Xspacing of strain/Strain", path)
+    spacing = _number(attribute(dataset, "Xspacing", "iuf"), "Xspacing of strain/Strain", path)
     for rate in RATES:
         if abs(spacing * rate - 1.0) < 1e-6:
             return rate
@@ -245,7 +187,7 @@ def _start(file: h5py.File, dataset: h5py.Dataset, path: Path) -> float:
     if "GPSstart" in file["meta"]:
         starts.append(_scalar(file, "meta/GPSstart", path))
     if "Xstart" in dataset.attrs:
-        starts.append(_number(dataset.attrs["Xstart"], "Xstart", path))
+        starts.append(_number(attribute(dataset, "Xstart", "iuf"), "Xstart", path))
     if not starts:
         raise InputError(path, "no GPS start", "meta/GPSstart or the attribute Xstart of strain/Strain")
     if max(starts) != min(starts):
@@ -261,7 +203,8 @@ def _flags(
     """Each short name's (seconds,) bool: whether the second passes that test."""
     mask = _vector(file, f"{group}/{mask_name}", path, MAX_SAMPLES)
     names = _vector(file, f"{group}/{names_name}", path, _MAX_FLAGS)
-    spacing = _number(mask.attrs.get("Xspacing", 1.0), f"Xspacing of {mask_name}", path)
+    given = attribute(mask, "Xspacing", "iuf") if "Xspacing" in mask.attrs else 1.0
+    spacing = _number(given, f"Xspacing of {mask_name}", path)
     if mask.dtype.kind not in "iu" or spacing != 1.0:
         raise InputError(path, f"{mask_name} of {mask.dtype} every {spacing:g} s", "integers every second")
     if mask.shape[0] != seconds:
@@ -269,5 +212,5 @@ def _flags(
     if names.dtype.kind not in "SO":
         raise InputError(path, f"{names_name} is not text", "short names of data quality flags")
     words = mask[()].astype(np.uint64)
-    short = [name.decode("ascii", "replace") if isinstance(name, bytes) else str(name) for name in names[()]]
+    short = short_texts(names, path, "the GWOSC HDF5 layout")
     return {name: (words >> np.uint64(bit)) & np.uint64(1) == 1 for bit, name in enumerate(short)}

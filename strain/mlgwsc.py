@@ -14,11 +14,12 @@ import numpy as np
 
 from gwtwins.strain.detectors import DETECTORS
 from gwtwins.strain.errors import InputError
-from gwtwins.strain.gwosc import Hdf5Reader, hdf5_faults, open_hdf5
+from gwtwins.strain.hdf5_file import Hdf5Reader, attribute, open_hdf5, stored_dataset, stored_member
 from gwtwins.strain.strain_file import MAX_RATE, StrainFile
 
 _LAYOUT = "the MLGWSC-1 layout: a group for each detector, a dataset for each segment"
 _LONGEST = 10 * 366 * 86400  # s
+_MOST = _LONGEST * MAX_RATE  # samples
 
 
 def looks_like_mlgwsc(file: h5py.File) -> bool:
@@ -38,7 +39,7 @@ def index_mlgwsc(path: Path) -> list[StrainFile]:
             if detector not in DETECTORS:
                 expected = "groups named " + ", ".join(DETECTORS)
                 raise InputError(path, f"unknown detector {detector[:20]!r}", expected)
-            group = _stored_here(file, detector, path)
+            group = stored_member(file, detector, path, _LAYOUT)
             if not isinstance(group, h5py.Group):
                 raise InputError(path, f"{detector} is not a group", _LAYOUT)
             for name in group:
@@ -52,26 +53,23 @@ class MlgwscReader(Hdf5Reader):
     """One segment, read a slice at a time."""
 
     def __init__(self, path: Path, place: str) -> None:
+        self._place = place
         super().__init__(path, _LAYOUT)
-        with hdf5_faults(path, _LAYOUT):
-            self._strain = self._file[place]
+
+    def _find(self) -> h5py.Dataset:
+        return _row(self._file, self._place, self._place, self.path)
 
 
-def _stored_here(group: h5py.Group, name: str, path: Path) -> h5py.Group | h5py.Dataset:
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise InputError(path, f"{group.name}/{name} is a link to another place", "data stored in the file itself")
-    return group[name]
+def _row(group: h5py.Group, name: str, where: str, path: Path) -> h5py.Dataset:
+    dataset = stored_dataset(group, name, path, _LAYOUT, _MOST)
+    if dataset.ndim != 1 or dataset.dtype.kind != "f" or not dataset.size:
+        raise InputError(path, f"{where} is not a row of floating-point samples", _LAYOUT)
+    return dataset
 
 
 def _segment(group: h5py.Group, detector: str, name: str, path: Path) -> StrainFile:
     where = f"{detector}/{name[:30]}"
-    dataset = _stored_here(group, name, path)
-    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype.kind != "f" or not dataset.size:
-        raise InputError(path, f"{where} is not a row of floating-point samples", _LAYOUT)
-    if dataset.is_virtual or dataset.external:
-        raise InputError(path, f"{where} is stored in other files", "data stored in the file itself")
-    if dataset.chunks is not None and dataset.chunks[0] > max(dataset.size, 1 << 20):
-        raise InputError(path, f"{where} is stored in chunks of {dataset.chunks[0]} samples", _LAYOUT)
+    dataset = _row(group, name, where, path)
     spacing = _number(dataset, "delta_t", where, path)
     rate = round(1.0 / spacing) if spacing > 0 else 0
     if not 1 <= rate <= MAX_RATE or abs(spacing * rate - 1.0) > 1e-6:
@@ -83,7 +81,7 @@ def _segment(group: h5py.Group, detector: str, name: str, path: Path) -> StrainF
 
 
 def _number(dataset: h5py.Dataset, name: str, where: str, path: Path) -> float:
-    value = np.asarray(dataset.attrs.get(name, np.nan))
+    value = np.asarray(attribute(dataset, name, "iuf"))
     if value.size != 1 or value.dtype.kind not in "iuf" or not np.isfinite(value).all():
         raise InputError(path, f"{where} has no attribute {name} that is a number", _LAYOUT)
     return float(value.reshape(()))

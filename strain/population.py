@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.small_file import read_yaml
 
 POPULATIONS = Path(__file__).parent / "populations"
 _INTRINSIC = ("mass1", "mass2", "spin1z", "spin2z")
@@ -46,7 +47,7 @@ class Distribution:
             raise InputError(where, f"{node!r}", expected)
         kind, values = next(iter(node.items()))
         length = {"uniform": 2, "power_law": 3}.get(kind)
-        numbers = isinstance(values, list) and all(type(v) in (int, float) and np.isfinite(v) for v in values)
+        numbers = isinstance(values, list) and all(type(v) in (int, float) and abs(v) < 1e300 for v in values)
         if length is None or not numbers or len(values) != length or values[0] >= values[1]:
             raise InputError(where, f"{node!r}", expected + " with low < high")
         if kind == "power_law" and values[0] <= 0:
@@ -90,15 +91,10 @@ class Population:
         path = Path(name_or_path)
         if not path.suffix:
             path = POPULATIONS / f"{name_or_path}.yaml"
-        try:
-            node = yaml.safe_load(path.read_text())
-        except OSError as error:
+        if not os.path.exists(path):
             shipped = ", ".join(sorted(p.stem for p in POPULATIONS.glob("*.yaml")))
-            raise InputError(
-                f"population {name_or_path}", "no such file", f"a YAML file, or one of: {shipped}"
-            ) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(path, "not a YAML file", "keys like those of populations/standard.yaml") from error
+            raise InputError(f"population {name_or_path}", "no such file", f"a YAML file, or one of: {shipped}")
+        node = read_yaml(path, "a YAML file with keys like those of populations/standard.yaml")
         whole = isinstance(node, dict) and node.get("approximant") in WHOLE_DRAWS
         spins = ("spin1", "spin2") if whole else ("spin1z", "spin2z")
         keys = _KEYS | set(spins)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 from scipy.signal import get_window, welch
 
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.small_file import read_text
 
 # The PSDs of the standard population: the O3 low-sensitivity projections of LIGO-T1800545.
 DEFAULT_PSDS = {
@@ -21,6 +23,8 @@ DEFAULT_PSDS = {
     "V1": "AdVO3LowT1800545",
     "K1": "KAGRADesignSensitivityT1600593",
 }
+
+_MAX_ASD_BYTES = 16 << 20  # half a million lines
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,17 @@ def named_psd(name: str, f_low: float = 10.0, f_high: float = 2048.0, df: float 
 
 
 def psd_from_asd_file(path: str | Path) -> PSD:
-    """A PSD from a text file of two columns: frequency in Hz and amplitude spectral density in 1/sqrt(Hz)."""
+    """A PSD from a text file of two columns: frequency in Hz and amplitude spectral density in 1/sqrt(Hz).
+
+    Raises:
+        InputError: absent, over 16 MiB, not such a table, or frequencies that do not ascend.
+    """
+    # Not by its name: numpy would unpack what ends in .gz, however large it gets, and fetch what looks like a URL.
+    text = read_text(path, _MAX_ASD_BYTES, "a text file of frequency and ASD")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an empty file: the shape tells
-            table = np.loadtxt(path, ndmin=2)
-    except OSError as error:
-        raise InputError(path, "cannot be read", "a text file of frequency and ASD") from error
+            table = np.loadtxt(StringIO(text), ndmin=2)
     except ValueError as error:
         raise InputError(path, "is not a table of numbers", "two columns, Hz and 1/sqrt(Hz)") from error
     if table.shape[1] != 2:

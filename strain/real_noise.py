@@ -27,6 +27,9 @@ from gwtwins.strain.gwosc import read_gwosc
 from gwtwins.strain.noise_roles import stretches
 from gwtwins.strain.psd import PSD
 from gwtwins.strain.recording import Conditioned, condition_recording
+from gwtwins.strain.small_file import read_text
+
+_MAX_LIST_BYTES = 1 << 20  # fifty thousand GPS times
 
 BEFORE = 8.0  # s ahead of a merger: a 10+10 Msun inspiral spends that long above 20 Hz
 AFTER = 2.0  # s after it: ringdown, and the error of the stated time
@@ -282,11 +285,17 @@ def gps_times(option: str, text: str) -> list[float]:
     Raises:
         InputError: neither; it names ``option``.
     """
+    expected = "GPS times joined by commas, or a text file of one on each line"
+    listed = text
+    if os.path.exists(text):
+        try:
+            listed = read_text(text, _MAX_LIST_BYTES, expected).replace("\n", ",")
+        except InputError as error:
+            raise InputError(option, str(error)) from error
     try:
-        listed = Path(text).read_text().replace("\n", ",") if os.path.isfile(text) else text
         times = [float(part) for part in listed.split(",") if part.strip()]
-    except (ValueError, OSError):
+    except ValueError:
         times = [np.nan]
     if not np.isfinite(times).all():
-        raise InputError(option, text, "GPS times joined by commas, or a text file of one on each line")
+        raise InputError(option, text, expected)
     return times

@@ -11,8 +11,9 @@ import numpy as np
 
 from gwtwins.strain.coverage import Span, merged
 from gwtwins.strain.detectors import DETECTORS
-from gwtwins.strain.errors import InputError
-from gwtwins.strain.gwosc import GwoscReader, index_gwosc, open_hdf5
+from gwtwins.strain.errors import InputError, shown
+from gwtwins.strain.gwosc import GwoscReader, index_gwosc
+from gwtwins.strain.hdf5_file import open_hdf5
 from gwtwins.strain.mlgwsc import MlgwscReader, index_mlgwsc, looks_like_mlgwsc
 from gwtwins.strain.strain_file import MAX_RATE, SeriesReader, StrainFile, StrainReader
 
@@ -63,7 +64,7 @@ class StrainIndex:
             return GwoscReader(path, self.required_flags)
         if file.layout == "mlgwsc":
             return MlgwscReader(path, file.place)
-        from gwtwins.strain.gwf import GwfReader  # lalframe is loaded only where there are frames
+        from gwtwins.strain.gwf_process import GwfReader  # lalframe is loaded only where there are frames
 
         return GwfReader(path, file, self.required_flags)
 
@@ -140,7 +141,7 @@ def _index_file(path: Path, required: tuple[str, ...] | None, channel: str | Non
     with path.open("rb") as file:
         magic = file.read(4)
     if magic == b"IGWD" or path.suffix == ".gwf":
-        from gwtwins.strain.gwf import index_gwf
+        from gwtwins.strain.gwf_process import index_gwf
 
         return index_gwf(path, channel, required)
     with open_hdf5(path, _LAYOUTS) as file:
@@ -196,4 +197,4 @@ def _index(found: list[StrainFile], required: tuple[str, ...] | None, channel: s
                 last = file
     order = {name: i for i, name in enumerate(DETECTORS)}
     kept.sort(key=lambda f: (order[f.detector], f.start))
-    return StrainIndex(tuple(kept), required, channel, tuple(notes))
+    return StrainIndex(tuple(kept), required, channel, tuple(map(shown, notes)))

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from gwtwins.strain.bank import BUFFER, BankRecipe, WaveformBank, cache_folder
 from gwtwins.strain.errors import InputError
+from gwtwins.strain.hdf5_file import attribute, open_hdf5, plain_array
 from gwtwins.strain.population import Population
 from gwtwins.strain.progress import progress_bar
 from gwtwins.strain.psd import PSD, load_psd
 
-FORMAT = "gwtwins-templates-1"
+FORMAT = "gwtwins-templates-2"
 _SEGMENT = 16  # bins of 1 / BUFFER Hz that are summed before the Fourier transform: it then spans 0.25 s of lags
 _LAGS = 1024  # points over these 0.25 s; a parabola goes between them
 _CANDIDATES = 8  # templates of the largest rough overlap that are looked at closely
@@ -139,7 +140,7 @@ class TemplateBank:
         about = [FORMAT, recipe.key(), f_low, f_high, minimal_match, _SEGMENT, _LAGS]
         curve = hashlib.sha256(np.stack([psd.frequency, psd.value]).tobytes()).hexdigest()
         key = hashlib.sha256(json.dumps([*about, curve]).encode()).hexdigest()[:16]
-        path = cache_folder() / f"templates-{key}.hdf5"
+        path = cache_folder() / f"{FORMAT.removeprefix('gwtwins-')}-{key}.hdf5"
         if not path.exists():
             cls.place(pool, psd, f_low, f_high, minimal_match, progress).save(path)
         return cls.load(path)
@@ -150,7 +151,7 @@ class TemplateBank:
         partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             with h5py.File(partial, "w") as file:
-                file.attrs["format"] = FORMAT
+                file.attrs["format"] = np.bytes_(FORMAT)
                 for name in ("chosen", "nearest", "match", "lag"):
                     file[name] = getattr(self, name).numpy()
             os.replace(partial, path)
@@ -164,16 +165,19 @@ class TemplateBank:
         Raises:
             InputError: absent, not a template bank, or not whole.
         """
-        expected = "a template bank written by gwtwins (delete it to have it placed again)"
-        try:
-            with h5py.File(path, "r") as file:
-                if file.attrs.get("format") != FORMAT:
-                    raise InputError(path, "is not a template bank of this version", expected)
-                return cls(*(torch.from_numpy(file[name][:]) for name in ("chosen", "nearest", "match", "lag")))
-        except FileNotFoundError as error:
-            raise InputError(path, "no such file", expected) from error
-        except (OSError, KeyError) as error:
-            raise InputError(path, "cannot be read as HDF5, or is cut short", expected) from error
+        layout = "a template bank written by gwtwins (delete it to have it placed again)"
+        with open_hdf5(path, layout) as file:
+            if attribute(file, "format", "S") != FORMAT.encode():
+                raise InputError(path, "is not a template bank of this version", layout)
+            chosen = plain_array(file, "chosen", path, layout, "i8", (-1,))
+            nearest = plain_array(file, "nearest", path, layout, "i8", (-1,))
+            match, lag = (plain_array(file, name, path, layout, "f4", nearest.shape) for name in ("match", "lag"))
+        for name, index, end in (("chosen", chosen, nearest.size), ("nearest", nearest, chosen.size)):
+            if not index.size or index.min() < 0 or index.max() >= end:
+                raise InputError(path, f"{name} points to what is not there", layout)
+        if not (np.isfinite(match).all() and np.isfinite(lag).all()):
+            raise InputError(path, "a match or a lag is not finite", layout)
+        return cls(*map(torch.from_numpy, (chosen, nearest, match, lag)))
 
 
 def subset(bank: WaveformBank, rows: Tensor) -> WaveformBank:

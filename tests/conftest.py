@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("strain", "encoders", "ssl", "probes")
 SCRIPTS = ("train_ssl.py", "eval_probe.py", "scan_strain.py")
 # Made by make, by runs and by the tools (as in .gitignore): not part of the source.
-_MADE_IN_ROOT = {".git", ".venv", "runs", "data", "build", "dist"}
+_MADE_IN_ROOT = {".git", ".venv", ".venv-oldest", ".venv-newest", "runs", "data", "build", "dist"}
 _MADE_ANYWHERE = {"__pycache__", ".cache", ".hypothesis", "lightning_logs", ".DS_Store"}
 _MADE_ENDINGS = (".egg-info", "_cache", ".tmp", ".partial")
 

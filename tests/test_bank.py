@@ -159,7 +159,7 @@ def test_key_changes_with_the_contents_of_an_asd_file(tmp_path: Path) -> None:
 
 def test_is_made_once_and_reused(cache: Path, standard: WaveformBank, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = BankRecipe(STANDARD, 24, 5, (HANFORD, DEFAULT_PSDS["V1"]))
-    path = cache / f"bank-{recipe.key()}.hdf5"
+    path = recipe.path()
     assert path.is_file()
 
     def refuse(*_: object) -> None:
@@ -204,7 +204,7 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyte
 def copy(tmp_path: Path, cache: Path, light: WaveformBank) -> Path:
     """A bank file to be damaged."""
     path = tmp_path / "bank.hdf5"
-    path.write_bytes((cache / f"bank-{BankRecipe(LIGHT, 3, 0, (HANFORD,)).key()}.hdf5").read_bytes())
+    path.write_bytes(BankRecipe(LIGHT, 3, 0, (HANFORD,)).path().read_bytes())
     WaveformBank.load(path)
     return path
 
@@ -212,7 +212,7 @@ def copy(tmp_path: Path, cache: Path, light: WaveformBank) -> Path:
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
 def test_a_truncated_bank_is_refused(copy: Path, share: float) -> None:
     os.truncate(copy, int(copy.stat().st_size * share))
-    with pytest.raises(InputError, match="cut short; expected a waveform bank written by gwtwins"):
+    with pytest.raises(InputError, match="(truncated|not a readable).*expected a waveform bank written by gwtwins"):
         WaveformBank.load(copy)
 
 
@@ -233,13 +233,13 @@ def test_a_bank_whose_parts_do_not_fit_together_is_refused(copy: Path, name: str
         shorter = file[name][:2]
         del file[name]
         file[name] = shorter
-    with pytest.raises(InputError, match="shapes"):
+    with pytest.raises(InputError, match="of shape"):
         WaveformBank.load(copy)
 
 
 def test_a_damaged_bank_in_the_cache_is_named(cache: Path) -> None:
     recipe = BankRecipe(STANDARD, 2, 99, (HANFORD,))
-    path = cache / f"bank-{recipe.key()}.hdf5"
+    path = recipe.path()
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     try:
         with pytest.raises(InputError, match="delete it to have it made again") as error:

@@ -187,7 +187,7 @@ def test_bad_options_are_refused_in_one_line(argv: tuple[str, ...], fault: str) 
         ("- seed\n", "not a mapping"),
         ("", "not a mapping"),
         ("seed: [1\n", "not YAML"),
-        ("seed: !!python/object/apply:os.getcwd []\n", "not YAML"),
+        ("seed: !!python/object/apply:os.getcwd []\n", "holds a tag"),
         ("seed: 1\n" + "#" * (1 << 20), "over 1 MiB"),
     ],
 )

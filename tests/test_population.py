@@ -130,7 +130,7 @@ def test_files_that_are_no_population_are_refused(tmp_path: Path, text: str) -> 
     with pytest.raises(InputError, match=r"bad\.yaml"):
         Population.load(str(tmp_path / "bad.yaml"))
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not a YAML file"):
+    with pytest.raises(InputError, match="is not text in UTF-8"):
         Population.load(str(tmp_path / "bad.yaml"))
 
 

@@ -184,10 +184,10 @@ def test_bad_asd_files_are_refused(tmp_path: Path, text: str, fault: str) -> Non
 
 def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "asd.bin").write_bytes(bytes(range(256)) * 10)
-    with pytest.raises(InputError, match="not a table of numbers"):
+    with pytest.raises(InputError, match="is not (a table of numbers|text)"):
         psd_from_asd_file(tmp_path / "asd.bin")
     for path in (tmp_path / "absent.txt", tmp_path):
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match="no such file|cannot be read"):
             psd_from_asd_file(path)
 
 
