@@ -16,18 +16,22 @@ DEMO_ARGS ?=
 DEMO_PROBE_ARGS ?=
 BENCH ?=
 PYTEST ?=
+# The ends of the supported set (docs/reliability.md), each in an environment of its own that is made anew.
+OLDEST_PYTHON ?= python3.11
+NEWEST_PYTHON ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all bench lint types clean
+.PHONY: help env demo test test-all test-oldest test-newest bench lint types clean
 
 help:
 	@echo 'make demo      pretrain on simulated detector views, probe with 25% of the labels, write a report'
 	@echo 'make test      lint, types and the fast tests'
 	@echo 'make test-all  the same with the slow tests'
+	@echo 'make test-oldest, make test-newest  the fast tests with the oldest and the newest packages that setup.cfg allows'
 	@echo 'make bench     training and embedding throughput of the encoders'
 	@echo 'make lint      ruff;  make types  mypy'
 	@echo 'make env       only set up .venv (every target above does it first, once)'
-	@echo 'make clean     remove caches and build leftovers; .venv and runs stay'
+	@echo 'make clean     remove caches and build leftovers; .venv, .venv-* and runs stay'
 
 env: $(STAMP)
 
@@ -62,17 +66,26 @@ demo: env
 	echo "Done in $$(( seconds / 60 )) min $$(( seconds % 60 )) s. The report: $$out/probe/report.html"
 
 # Torch's threads wait by spinning, which on shared cores makes small operations ten times slower; tests let them sleep.
-# glibc hands freed blocks back to the kernel, which clears their pages anew for the next tensors: a tenth of a step.
-demo bench: export GLIBC_TUNABLES := glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483648
-
-test test-all: export OMP_WAIT_POLICY := passive
-test test-all: export GOMP_SPINCOUNT := 0
+test test-all test-oldest test-newest: export OMP_WAIT_POLICY := passive
+test test-all test-oldest test-newest: export GOMP_SPINCOUNT := 0
 
 test: lint types
 	$(PY) -m pytest -m 'not slow' $(PYTEST)
 
 test-all: lint types
 	$(PY) -m pytest $(PYTEST)
+
+test-oldest: env
+	"$(OLDEST_PYTHON)" -m venv --clear $(VENV)-oldest
+	$(PY) -m uv pip install --quiet --python $(VENV)-oldest/bin/python --constraints constraints-oldest.txt \
+	    --editable '.[dev,export]'
+	$(VENV)-oldest/bin/python -m pytest -m 'not slow' $(PYTEST)
+
+test-newest: env
+	"$(NEWEST_PYTHON)" -m venv --clear $(VENV)-newest
+	$(PY) -m uv pip install --quiet --upgrade --python $(VENV)-newest/bin/python --editable '.[dev,export]'
+	$(PY) -m uv pip freeze --python $(VENV)-newest/bin/python
+	$(VENV)-newest/bin/python -m pytest -m 'not slow' $(PYTEST)
 
 bench: env
 	$(PY) benchmarks/throughput.py $(BENCH)
@@ -89,4 +102,4 @@ types: env
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -path ./runs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path './$(VENV)*' -prune -o -path ./runs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
