@@ -123,12 +123,12 @@ class CnnGru(nn.Module):
         begin = ways // 2  # so that the mean place is the frame's own, to half a frame
         margins = reach + begin, reach - begin + ways * after - length
         means = []
-        for part in frames.split(_WINDOWS):
+        for part in [frames] if torch.compiler.is_compiling() else frames.split(_WINDOWS):
             dense = nn.functional.conv1d(nn.functional.pad(normal(part), margins), weight, bias).relu_()
             each = dense.unflatten(2, (after, ways)).permute(0, 3, 1, 2).flatten(0, 1)  # (N ways, C, after)
             for conv, w, b in others:
                 each = nn.functional.conv1d(each, w, b, conv.stride, conv.padding).relu_()
-            means.append(each.unflatten(0, (len(part), ways)).mean(dim=1).transpose(1, 2))
+            means.append(each.unflatten(0, (-1, ways)).mean(dim=1).transpose(1, 2))
         return torch.cat(means)
 
     def recur(self, local: Tensor) -> Tensor:

@@ -502,7 +502,7 @@ def test_unknown_keys_and_what_is_no_config(refused: Callable[..., str], here: P
         ("- views\n", ("not a mapping",)),
         ("views: [\n", ("not YAML",)),
         ("steps: many\n", ("steps", "many")),
-        ("!!python/object/apply:os.mkdir [pickle-was-run]\n", ("not YAML",)),
+        ("!!python/object/apply:os.mkdir [pickle-was-run]\n", ("holds a tag",)),
     ):
         (here / "run.yaml").write_text(text)
         refused("train", "--config", "run.yaml", says=says)
@@ -596,7 +596,7 @@ POPULATION_FILES = {
     "a merger outside the window": (re.sub(r"merger: .*", "merger: {uniform: [1.2, 3.5]}", STANDARD), "merger"),
     "an approximant of no library": (re.sub(r"approximant: .*", "approximant: IMRNothing", STANDARD), "IMRNothing"),
     "not a mapping": ("- standard\n", "keys"),
-    "not YAML": ("name: [\n", "not a YAML file"),
+    "not YAML": ("name: [\n", "is not YAML"),
 }
 
 

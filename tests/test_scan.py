@@ -98,7 +98,7 @@ def test_a_windows_statistic_is_the_probes_of_its_frames(
 ) -> None:
     """Convolved with the strain around them, cut out, through the GRU, pooled and asked, one window at a time.
 
-    Up to a constant, by which noise has the mean statistic of bare windows.
+    Up to a constant, by which noise has the mean statistic of bare windows, and what float16 rounds stored frames by.
     """
     rows, _ = rows_in_noise(encoder, 11, 64, 6.0, 30.0)
     found = scanned_rows(encoder, probe, rows, tmp_path, monkeypatch)
@@ -110,7 +110,7 @@ def test_a_windows_statistic_is_the_probes_of_its_frames(
         together = encoder.hl.pooled(frames.reshape(64, 3, *frames.shape[1:]).sum(1))
     expected = probe.decision(embedding.numpy(), None, together.numpy())
     assert np.std(expected) > 1
-    assert np.ptp(found - expected) < 0.05 and abs(np.mean(found - expected)) < 0.5
+    assert np.ptp(found - expected) < 0.1 and abs(np.mean(found - expected)) < 0.5
 
 
 def test_a_windows_statistic_is_that_of_the_bare_window(

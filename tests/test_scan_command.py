@@ -65,7 +65,7 @@ def network(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
         write_strain(folder, "L1", 32, merger, GPS_START + 5),
         write_strain(folder, "V1", 30, merger, GPS_START + 3),
     ]
-    yield scanned(run, folder / "out", files, "--loudest", "1"), files, merger
+    yield scanned(run, folder / "out", files, "--loudest", "1", "--threshold", "-3"), files, merger
     shutil.rmtree(folder)
 
 
@@ -160,7 +160,7 @@ def test_a_folder_of_the_files_gives_the_same_result(
     folder.mkdir()
     for path in files:
         shutil.copy(path, folder)
-    second = scanned(run, tmp_path / "out", [folder], "--keep-blocks", "--loudest", "0")
+    second = scanned(run, tmp_path / "out", [folder], "--keep-blocks", "--loudest", "0", "--threshold", "-3")
     for name in ("triggers.csv", "events.hdf5"):
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
     assert list((second.folder / "blocks").glob("block-*.hdf5"))
@@ -431,7 +431,7 @@ def test_bad_arguments_and_files_end_with_one_line(
     assert "--min-detectors" in line(small, *given, "--min-detectors", "2")
     assert "--stride" in line(small, *given, "--strid", "0.1")  # the nearest option is named
     assert "no such file" in line(small, "--weights", tmp_path / "absent")
-    assert "cannot be read" in line(small, *given, "--probe", tmp_path / "absent")
+    assert "no such file" in line(small, *given, "--probe", tmp_path / "absent")
     assert "NO_SUCH_FLAG" in line(small, *given, "--required-flags", "DATA,NO_SUCH_FLAG")
     (tmp_path / "empty").mkdir()
     assert "no " in line(tmp_path / "empty", *given)
