@@ -16,7 +16,7 @@ from gwtwins.encoders.stem import LogPowerStem
 from gwtwins.strain.conditioning import check_band
 from gwtwins.strain.errors import InputError
 
-_WINDOWS = 64  # at a time, in evaluation: what is between the convolutions then stays in the cache
+_AT_ONCE = 8192  # frames of the stem, in evaluation: what is between the convolutions then stays in the cache
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class CnnGru(nn.Module):
         begin = ways // 2  # so that the mean place is the frame's own, to half a frame
         margins = reach + begin, reach - begin + ways * after - length
         means = []
-        for part in [frames] if torch.compiler.is_compiling() else frames.split(_WINDOWS):
+        for part in [frames] if torch.compiler.is_compiling() else frames.split(max(1, _AT_ONCE // length)):
             dense = nn.functional.conv1d(nn.functional.pad(normal(part), margins), weight, bias).relu_()
             each = dense.unflatten(2, (after, ways)).permute(0, 3, 1, 2).flatten(0, 1)  # (N ways, C, after)
             for conv, w, b in others:
