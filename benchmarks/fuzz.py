@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gwtwins.benchmarks.fuzz_mutations import REFUSED, SAME, pick
 from gwtwins.benchmarks.fuzz_subjects import SUBJECTS, Subject
@@ -273,6 +274,7 @@ def main() -> int:
         if name not in SUBJECTS:
             raise InputError(f"--reader {name}", "is not known", ", ".join(SUBJECTS))
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # readers are run in processes that fork
     if options.case is not None:
         again(names[0], options.seed, options.case, options.out / f"{names[0]}-{options.seed}-{options.case}")
         return 0

@@ -41,9 +41,6 @@ class Subject:
 
 
 def _torch() -> None:
-    import torch
-
-    torch.set_num_threads(1)
     results.small_encoder()
 
 

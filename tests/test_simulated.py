@@ -465,7 +465,7 @@ def test_noise_keeps_away_from_the_times_of_ones_own_list(cache: Path, tmp_path:
         ({"curriculum_end": 2.0}, "--curriculum_end: 2.0; expected 0 to 1"),
         ({"psds": DEFAULT_PSDS["H1"]}, "--psds: 1 PSDs for 3 detectors; expected one each"),
         ({"psds": "aLIGO,aLIGO,aLIGO"}, "aLIGO: no PSD of that name"),
-        ({"psds": "a.txt,b.txt,c.txt"}, "a.txt: cannot be read"),
+        ({"psds": "a.txt,b.txt,c.txt"}, "a.txt: no such file"),
         ({"bank_size": 0}, "--bank_size: 0"),
         ({"n_test": -1}, "--n_test: -1"),
         ({"n_labelled": -5}, "--n_labelled: -5"),
