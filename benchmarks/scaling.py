@@ -24,14 +24,19 @@ from gwtwins.strain.command import write_text
 
 def rates(processes: int, batch: int, args: argparse.Namespace, out: Path) -> list[float]:
     """Samples per second, figure by figure, of one run."""
-    argv = ["--out", str(out), "--devices", str(processes), "--batch", str(batch), "--steps", str(args.steps)]
+    argv = ["--devices", str(processes), "--batch", str(batch), "--steps", str(args.steps)]
     argv += ["--monitor-every", str(max(1, args.steps // 6)), "--checkpoint-every", str(args.steps), "--watch", "0"]
     argv += ["--device", args.device, *args.options]
-    command = "import sys; from gwtwins.train_ssl import main; main()"
-    env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run([sys.executable, "-c", command, *argv], env=env, capture_output=True, text=True)
+    return command_rates(argv, out, {"OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "passive"})
+
+
+def command_rates(argv: list[str], out: Path, environment: dict[str, str] | None = None) -> list[float]:
+    """Samples per second, line after line of its metrics.jsonl but the first, of train_ssl.py with these options."""
+    command = "from gwtwins.train_ssl import main; main()"
+    argv = [sys.executable, "-c", command, "--out", str(out), *argv]
+    done = subprocess.run(argv, env=os.environ | (environment or {}), capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"the run with {processes} processes ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        sys.exit(f"train_ssl.py for {out.name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [line["samples_per_second"] for line in lines[1:]]
 

@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
+from gwtwins.benchmarks.scaling import command_rates
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.ssl.objectives import Objective, ObjectiveConfig
 from gwtwins.ssl.pretrain import OptimiserConfig, Pretraining
@@ -60,14 +59,8 @@ def pretraining(name: str, batch: int, device: str, out: Path) -> list[float]:
     demo = name == "cnn_gru"
     config = ROOT / "configs" / ("demo.yaml" if demo else "g2net_2021.yaml")
     budget = ["--steps", "400", "--monitor-every", "40"] if demo else ["--steps", "4", "--monitor-every", "1"]
-    argv = ["--config", str(config), *budget, "--watch", "0", "--device", device, "--out", str(out)]
-    argv += [] if demo else ["--batch", str(batch)]
-    command = "from gwtwins.train_ssl import main; main()"
-    done = subprocess.run([sys.executable, "-c", command, *argv], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"pretraining {name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line["samples_per_second"] for line in lines[1:]]
+    argv = ["--config", str(config), *budget, "--watch", "0", "--device", device]
+    return command_rates(argv + ([] if demo else ["--batch", str(batch)]), out)
 
 
 def timed(action: object, device: str) -> float:
