@@ -31,6 +31,7 @@ from gwtwins.ssl.views import Views, make_views
 from gwtwins.strain.errors import InputError
 from gwtwins.train_ssl import train
 from process_ends import ends
+from spawned import run_all
 from test_pretrain import ENCODER
 from test_train_command import TINY
 from toy_source import ToySource
@@ -63,14 +64,7 @@ def in_processes(work: Callable[[int, int], Any], world: int, folder: Path) -> l
     """What ``work(rank, world)`` gives in each of ``world`` processes; one alone needs none."""
     if world == 1:
         return [work(0, 1)]
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_rank, args=(work, rank, world, str(folder))) for rank in range(world)]
-    for process in processes:
-        process.start()
-    until = time.monotonic() + 240
-    for process in processes:
-        process.join(max(0.0, until - time.monotonic()))
-        assert process.exitcode == 0
+    run_all(_rank, ((work, rank, world, str(folder)) for rank in range(world)))
     return [torch.load(folder / f"found-{world}-{r}.pt", weights_only=True) for r in range(world)]  # noqa: TID251
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from gwtwins.ssl.objectives import Objective, ObjectiveConfig, correlation_terms, effective_rank
 from gwtwins.strain.errors import InputError
+from spawned import run_all
 
 N, P = 24, 6
 
@@ -244,14 +244,7 @@ def _half(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_processes_optimise_the_loss_of_all_rows(tmp_path: Path) -> None:
     torch.save(views(), tmp_path / "views.pt")
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_half, args=(rank, str(tmp_path))) for rank in range(2)]
-    for process in processes:
-        process.start()
-    until = time.monotonic() + 240
-    for process in processes:
-        process.join(max(0.0, until - time.monotonic()))
-        assert process.exitcode == 0
+    run_all(_half, ((rank, str(tmp_path)) for rank in range(2)))
     a, b = torch.load(tmp_path / "views.pt", weights_only=True)  # noqa: TID251
     for rank in range(2):
         found = torch.load(tmp_path / f"found-{rank}.pt", weights_only=True)  # noqa: TID251
