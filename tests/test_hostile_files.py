@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import signal
 import struct
 import zlib
 from collections.abc import Callable
@@ -456,6 +457,7 @@ def test_a_frame_file_that_keeps_the_library_busy_is_named(
     made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = made("gwf") / "x.gwf"
+    os.kill(gwf_process._server()._process.pid, signal.SIGSTOP)  # or it may have answered before anyone looks
     with monkeypatch.context() as patch:
         patch.setattr(gwf_process, "LIMIT_SECONDS", 0)
         refused(lambda: index_strain([path]), "x.gwf", "busy for over 0 s")
