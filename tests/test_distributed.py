@@ -309,7 +309,7 @@ def test_the_processes_end_with_their_launcher(
 def in_two(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps in two processes."""
     out = tmp_path_factory.mktemp("runs") / "two"
-    assert train([*TINY, "--steps", "6", "--out", str(out), "--devices", "2"]) == 0
+    assert train([*TINY, "--monitor_every", "1", "--steps", "6", "--out", str(out), "--devices", "2"]) == 0
     return out
 
 
@@ -317,15 +317,19 @@ def in_two(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_in_two_processes_is_a_run(in_two: Path, tmp_path: Path) -> None:
     """One writes; the encoder is, but for rounding, that of one process."""
     one = tmp_path / "one"
-    assert train([*TINY, "--steps", "6", "--out", str(one)]) == 0
+    assert train([*TINY, "--monitor_every", "1", "--steps", "6", "--out", str(one)]) == 0
     names = [{str(p.relative_to(out)) for p in out.rglob("*") if "tb/" not in str(p)} for out in (one, in_two)]
     assert names[0] == names[1]
     first, second = (load_file(out / "encoder.safetensors") for out in (one, in_two))
     assert first.keys() == second.keys()
     assert load_encoder(in_two)(torch.randn(2, 3, 4096)).isfinite().all()
     lines = [[json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()] for out in (one, in_two)]
-    assert [line["step"] for line in lines[1]] == [2, 4, 6]
-    assert lines[1][0]["loss"] == pytest.approx(lines[0][0]["loss"], rel=1e-2)  # the stem rounds on some CPUs
+    assert [line["step"] for line in lines[1]] == [1, 2, 3, 4, 5, 6]
+    wanted, found = ([line["loss"] for line in each] for each in lines)
+    if bfloat16.fast():  # differences of rounding grow with every step of the optimiser
+        assert found[0] == pytest.approx(wanted[0], rel=1e-3)
+    else:
+        assert found == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.slow
