@@ -173,6 +173,7 @@ def _pretrain(options: list[Any], flat: dict[str, Any], going_on: Path | None, p
     from gwtwins.ssl.run_plots import plot_run
     from gwtwins.ssl.sync_batchnorm import synchronise_batchnorm
     from gwtwins.ssl.views import make_views
+    from gwtwins.strain.mergers import mergers_of
     from gwtwins.strain.sources import Window, open_source
 
     run, optimiser, objective_config, simulation, augment = options
@@ -185,6 +186,8 @@ def _pretrain(options: list[Any], flat: dict[str, Any], going_on: Path | None, p
         encoder = PairedEncoder(
             run.encoder, run.encoder_args, source.detectors, run.shared, source.psds, run.f_low, run.f_high
         )
+        if encoder.evidence:
+            encoder.start_from_mergers(mergers_of(source, simulation.population))
         objective = Objective(objective_config, encoder.embedding_dim)
         cut = (run.crop, encoder.hop) if encoder.frames else ()
         maker = make_views(run.views, source, augment, run.augment, *cut)

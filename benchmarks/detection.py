@@ -60,7 +60,7 @@ def benchmark(args: argparse.Namespace) -> int:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """What all rows have in common; fixed once the first result is there."""
-    counts = [20, 60, 200, 600, 6_000] + ([60_000] if args.full else [])
+    counts = [20, 60, 200, 600, 1_500, 6_000] + ([60_000] if args.full else [])
     return Settings(
         config=str(args.config),
         minutes=args.minutes or (0.5 if args.quick else 4.0),

@@ -26,6 +26,7 @@ from gwtwins.probes.limits import MatchedFilterBank, known_signal, snr_in_window
 from gwtwins.probes.optimal import LikelihoodRatio
 from gwtwins.strain.command import parse
 from gwtwins.strain.device import choose_device
+from gwtwins.strain.mergers import mergers_of
 from gwtwins.strain.progress import progress_bar
 from gwtwins.strain.simulated import SimulatedSource, SimulationConfig
 from gwtwins.strain.sources import Window
@@ -159,6 +160,7 @@ def _supervised(row: Row, seed: int, count: int | None, settings: Settings) -> P
         encoder = PairedEncoder(
             run.encoder, run.encoder_args, source.detectors, True, source.psds, run.f_low, run.f_high
         )
+        encoder.start_from_mergers(mergers_of(endless, simulation.population))
         model = supervised.Supervised(encoder).to(device)
         rows = None
         if held and count:

@@ -56,7 +56,10 @@ class Supervised(nn.Module):
             raise ValueError("one encoder for all detectors, with frames in time")
         self.encoder = encoder
         hl: Any = encoder.hl
-        self.head = nn.Linear(len(encoder.detectors) * encoder.embedding_dim + hl.head.in_features, 1)
+        seen = len(encoder.detectors) * encoder.embedding_dim + hl.head.in_features + encoder.evidence
+        self.head = nn.Linear(seen, 1)
+        # Evidence is in units of its own, where all else is of order 1.
+        self.norm = nn.BatchNorm1d(encoder.evidence) if encoder.evidence else nn.Identity()
 
     def forward(self, strain: Tensor) -> Tensor:
         b, d, t = strain.shape
@@ -64,9 +67,10 @@ class Supervised(nn.Module):
         which = torch.arange(d, device=strain.device).expand(b, d).reshape(-1)
         rows = self.encoder.decimate(strain.reshape(b * d, t))
         frames = self.encoder.sequence(rows, which)[:, self.encoder.pool_start :]
-        embedding = hl.head(hl.pooled(frames)).reshape(b, -1)
+        embedding = hl.embed(frames).reshape(b, -1)
         together = hl.pooled(frames.reshape(b, d, *frames.shape[1:]).sum(dim=1))
-        return self.head(torch.cat([embedding, together], dim=1)).squeeze(1)
+        learnt, evidence = together.split([together.shape[1] - self.encoder.evidence, self.encoder.evidence], 1)
+        return self.head(torch.cat([embedding, learnt, self.norm(evidence)], dim=1)).squeeze(1)
 
 
 @dataclass

@@ -1,4 +1,8 @@
-"""The default encoder: sine-Gaussian stem, log power, a small CNN, a bidirectional GRU, pooling, an embedding."""
+"""The default encoder: sine-Gaussian stem, log power, a small CNN, a bidirectional GRU, pooling, an embedding.
+
+Beside what is learnt, its frames carry the evidence for a few whole mergers, finer in time, for what the detectors show
+together: a sum over detectors before the loudest moment is taken (`evidence`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gwtwins.encoders import bfloat16
+from gwtwins.encoders.evidence import MergerEvidence, network_evidence
 from gwtwins.encoders.pooling import POOLINGS
 from gwtwins.encoders.registry import bounded, register
 from gwtwins.encoders.stem import LogPowerStem
@@ -57,6 +62,14 @@ class CnnGruConfig:
     """Seconds into a window from which frames are pooled, the others give context: mergers lie near a window's end."""
     embedding: int = bounded(128, 4, 8192)
     """Numbers in the embedding."""
+    mergers: int = bounded(16, 0, 256)
+    """Whole mergers whose evidence the frames carry; 0 for none."""
+    merger_kernel: int = bounded(256, 8, 4096)
+    """Samples of each."""
+    merger_stride: int = bounded(4, 1, 64)
+    """Samples between the moments at which they are laid over the strain."""
+    merger_frames: int = bounded(4, 1, 64)
+    """Frames of evidence in each of the GRU's."""
 
 
 @register("cnn_gru", CnnGruConfig)
@@ -93,9 +106,32 @@ class CnnGru(nn.Module):
         self.gru = nn.GRU(channels, c.hidden, batch_first=True, bidirectional=True)
         self.pool = POOLINGS[c.pooling]()
         self.head = nn.Linear(2 * c.hidden * self.pool.expansion, c.embedding)
+        self.learnt = 2 * c.hidden
+        """Channels of `sequence` that are the GRU's; evidence follows, `merger_frames` times `mergers`."""
+        self.evidence: MergerEvidence | None = None
+        if c.mergers:
+            fine, rest = divmod(round(self.hop * c.rate), c.merger_frames)
+            if rest or fine % c.merger_stride or c.merger_kernel > c.rate * c.window:
+                fault = f"merger_frames {c.merger_frames}, merger_stride {c.merger_stride}, kernel {c.merger_kernel}"
+                expected = f"frames of {self.hop * c.rate:g} samples in whole strides, kernels within the window"
+                raise InputError("encoder cnn_gru", fault, expected)
+            band = c.f_low, c.f_high, c.rate
+            self.evidence = MergerEvidence(c.mergers, c.merger_kernel, c.merger_stride, fine, *band)
 
-    def local(self, x: Tensor) -> Tensor:
-        """(N, 1, T) of any length to what the convolutions make of it, (N, L, C'), frame by frame.
+    def local(self, x: Tensor, evidence: bool = True) -> Tensor:
+        """(N, 1, T) of any length to what can be said of each frame by itself, (N, L, C').
+
+        First what the convolutions make of it, then, unless it is not wanted, the evidence in the frame.
+        """
+        learnt = self.convolved(x)
+        if self.evidence is None or not evidence:
+            return learnt
+        frames, each = learnt.shape[1], self.config.merger_frames
+        fine = self.evidence(x[:, 0], frames * each)  # (N, L merger_frames, K)
+        return torch.cat([learnt, fine.unflatten(1, (frames, each)).flatten(2)], 2)
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """(N, 1, T) of any length to what the convolutions make of it, (N, L, width), frame by frame.
 
         Frame l stands for ``[l, l + 1) * hop`` seconds and sees 0.4 s more on either side.
 
@@ -132,27 +168,41 @@ class CnnGru(nn.Module):
         return torch.cat(means)
 
     def recur(self, local: Tensor) -> Tensor:
-        """`local` frames (N, L, C') to frames that know of each other, (N, L, C).
+        """`local` frames (N, L, C') to frames that know of each other, (N, L, C); evidence stays as it is.
 
         The GRU starts anew at either end. It has learnt from stretches as long as a window: what it remembers of
         longer ones is of no use.
         """
+        learnt, evidence = local[..., : self.config.width], local[..., self.config.width :]
         if self.training and bfloat16.applies(local):
             with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # threads would share the cache
-                return self.gru(local)[0].float()
-        return self.gru(local)[0]
+                made = self.gru(learnt)[0].float()
+        else:
+            made = self.gru(learnt)[0]
+        return torch.cat([made, evidence], 2) if evidence.shape[2] else made
 
-    def sequence(self, x: Tensor) -> Tensor:
+    def sequence(self, x: Tensor, evidence: bool = True) -> Tensor:
         """(N, 1, T) to frames in time, (N, L, C)."""
-        return self.recur(self.local(x))
+        return self.recur(self.local(x, evidence))
+
+    def embed(self, sequence: Tensor) -> Tensor:
+        """Frames (N, L, C), with evidence or without, to embeddings (N, E), which are made of what is learnt alone."""
+        return self.head(self.pool(sequence[..., : self.learnt].transpose(1, 2)))
 
     def pooled(self, sequence: Tensor) -> Tensor:
-        """Frames (N, L, C) to one vector, (N, J)."""
-        return self.pool(sequence.transpose(1, 2))
+        """Frames with evidence (N, L, C), of a detector or added over several, to one vector, (N, J).
+
+        The pooled frames of the GRU; then each merger's largest evidence over time, and that of all of them.
+        """
+        learnt = self.pool(sequence[..., : self.learnt].transpose(1, 2))
+        if self.evidence is None:
+            return learnt
+        fine = sequence[..., self.learnt :].unflatten(2, (-1, self.config.mergers))  # (N, L, merger_frames, K)
+        return torch.cat([learnt, network_evidence(fine.amax(dim=(1, 2)))], 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Windows (N, 1, T) to (N, E)."""
-        return self.head(self.pooled(self.sequence(x)[:, self.pool_start :]))
+        return self.embed(self.sequence(x, evidence=False)[:, self.pool_start :])
 
 
 def _on_frames(layer: nn.Module, frames: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gwtwins.encoders import registry
+from gwtwins.encoders.evidence import MergerEvidence
 from gwtwins.strain.conditioning import F_HIGH, F_LOW, Conditioner
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.noise import gaussian_noise
@@ -110,8 +111,26 @@ class PairedEncoder(nn.Module):
             raise InputError(f"encoder {self.name}", "embeds whole windows, without frames in time", "cnn_gru")
         return hop
 
+    @property
+    def evidence(self) -> int:
+        """How many of the numbers that detectors show together, the last ones, are evidence for mergers; 0 for none."""
+        module = getattr(self.hl, "evidence", None)
+        return module.count + 1 if isinstance(module, MergerEvidence) else 0
+
+    def start_from_mergers(self, kernels: Callable[..., Tensor]) -> None:
+        """Take mergers for the evidence, whitened by the PSD of the first detector of each branch that has one.
+
+        ``kernels(psd, count, samples, samples after the merger, stride, rate, f_low, f_high)`` gives (count, samples).
+        """
+        for name in reversed(self.detectors):
+            branch: Any = self.v if BRANCH[name] == "v" else self.hl
+            module = getattr(branch, "evidence", None)
+            if isinstance(module, MergerEvidence) and name in self.psds:
+                shape = module.count, module.weight.shape[1], module.after, module.stride
+                module.start_from(kernels(self.psds[name], *shape, self.rate, self.f_low, self.f_high))
+
     def local(self, x: Tensor, detector: Tensor) -> Tensor:
-        """What the convolutions make of rows of single detectors (N, T), of any length: frames (N, L, C').
+        """What can be said of each frame of rows of single detectors (N, T), of any length: frames (N, L, C').
 
         Frame l stands for ``[l, l + 1) * hop`` seconds; the rate is the encoder's own; ``detector`` (N,) indexes
         `detectors`. Windows that overlap share these.
@@ -148,7 +167,8 @@ class PairedEncoder(nn.Module):
         """
         if not self.frames:
             return self.encode(x, detector)
-        return self._embed(self.sequence(x, detector), detector)
+        rows = x[:, None].float().contiguous()
+        return self._by_branch(lambda branch, x: branch.embed(branch.sequence(x, evidence=False)), rows, detector)
 
     @torch.no_grad()
     def noise_reference(self) -> NoiseReference:
@@ -191,8 +211,8 @@ class PairedEncoder(nn.Module):
 
         The frames of all detectors are added before they are pooled over time: a maximum over time of the sum is
         large where the detectors see something at the same moment, and an embedding of each by itself cannot say so.
-        The light travel time, 27 ms at most, is less than a frame. None instead of (B, J) where the encoder makes no
-        frames.
+        The light travel time, 27 ms at most, is less than a frame. The last `evidence` of these numbers say how much
+        speaks for a merger. None instead of (B, J) where the encoder makes no frames.
 
         An absent detector has the mean embedding of noise, and what the others show together is moved by what noise
         in it would add on average: noise has then the same mean in every network. The mean over a probe's labelled
@@ -220,7 +240,7 @@ class PairedEncoder(nn.Module):
 
     def _embed(self, sequence: Tensor, detector: Tensor) -> Tensor:
         """Frames (N, L, C) to embeddings (N, E)."""
-        return self._by_branch(lambda branch, s: branch.head(branch.pooled(s)), sequence, detector)
+        return self._by_branch(lambda branch, s: branch.embed(s), sequence, detector)
 
     def _by_branch(self, function: Callable[[Any, Tensor], Tensor], x: Tensor, detector: Tensor) -> Tensor:
         """``function(encoder of its detector, rows)`` for rows x (N, ...)."""

@@ -74,8 +74,8 @@ def evaluate(train: Features, test: Features, n_labels: int, seed: int, kind: st
 def fit_probe(train: Features, rows: NDArray[np.integer], kind: str, seed: int) -> LinearProbe:
     """A linear probe on the labels of ``rows`` alone."""
     assert train.label is not None
-    names, encoder, together = train.detectors, train.encoder, train.together
-    return LinearProbe.fit(train.embeddings, None, train.label, rows, kind, seed, names, encoder, together)
+    about = train.detectors, train.encoder, train.together, train.evidence
+    return LinearProbe.fit(train.embeddings, None, train.label, rows, kind, seed, *about)
 
 
 def label_curve(

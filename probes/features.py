@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -25,6 +25,9 @@ PRIOR_ROWS = 5.0
 """Rows' worth of belief that a feature varies as its detector's median feature does. A variance from ten rows
 is off by half; and a unit that is nearly always off must not be blown up by a tiny spread. Nothing at a
 thousand rows."""
+EVIDENCE_SCALES = (1.0, 0.1, 1 / 30)
+"""Standard deviations of features beside evidence: of what all mergers say together, of what each says, of all others.
+A penalised fit leans on large features first: few labels settle a few weights, and many the rest."""
 
 
 @dataclass
@@ -51,6 +54,8 @@ class Features:
     together: Array | None = None
     """(N, J) float32, what the detectors show at the same moment (`PairedEncoder.network`); None where the encoder
     makes no frames."""
+    evidence: int = 0
+    """How many of the J, the last ones, are evidence (`PairedEncoder.evidence`)."""
 
     def __len__(self) -> int:
         return self.embeddings.shape[0]
@@ -112,7 +117,7 @@ def embed(
             module.training = training
     if fingerprint(encoder) != before:
         raise RuntimeError("the encoder's tensors changed while it was embedding: it is not frozen")
-    return collected.finish(before)
+    return replace(collected.finish(before), evidence=encoder.evidence)
 
 
 def check_detectors(source: Source, detectors: tuple[str, ...]) -> None:
@@ -202,7 +207,7 @@ class FeatureMap:
     ``concat``: the embeddings of the detectors one after the other, F = D E, each brought to mean 0 and variance 1
     over the rows it was fitted to. ``coherent``: these, and what the detectors show at the same moment (N, J), F = D E
     + J. A sum over detectors' embeddings cannot say "both at once"; the maximum over time of the sum of their frames
-    can.
+    can. Where the last of the J are evidence, features have the variances of `EVIDENCE_SCALES` instead of 1.
 
     An absent detector's own features are at their means, 0. So are features that never vary.
     """
@@ -225,11 +230,12 @@ class FeatureMap:
         present: NDArray[np.bool_] | None = None,
         rows: NDArray[np.integer] | None = None,
         together: Array | None = None,
+        evidence: int = 0,
     ) -> FeatureMap:
         """Learn means and scales from ``rows`` (indices, all by default) of ``embeddings`` (N, D, E).
 
-        ``present`` (N, D) bool, all by default; ``together`` (N, J), wanted for coherent features. Memory does not
-        grow with the number of rows.
+        ``present`` (N, D) bool, all by default; ``together`` (N, J), wanted for coherent features, the last
+        ``evidence`` of which are evidence. Memory does not grow with the number of rows.
         """
         self.state = {}
         x, here = _checked(embeddings, present)
@@ -242,6 +248,12 @@ class FeatureMap:
             always = np.ones((len(x), 1), dtype=bool)
             parts = ((y[part, None], always[part]) for part in _blocks(y, index))
             self.state["together_mean"], self.state["together_inverse"] = _standard(parts)
+            if evidence:
+                every, each, others = EVIDENCE_SCALES
+                self.state["inverse"] *= others
+                self.state["together_inverse"][:, :-evidence] *= others
+                self.state["together_inverse"][:, -evidence:-1] *= each
+                self.state["together_inverse"][:, -1:] *= every
         return self
 
     def transform(

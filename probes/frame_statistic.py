@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gwtwins.encoders.evidence import network_evidence
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.probes.frame_weights import frame_weights
 from gwtwins.probes.linear import LinearProbe
@@ -30,7 +31,10 @@ _NOISE_ROWS = 256  # windows of noise in each detector: the constants are then g
 
 @dataclass(frozen=True)
 class FrameStatistic:
-    """What it takes to turn frames of D detectors with C channels into the statistic of windows."""
+    """What it takes to turn frames of D detectors into the statistic of windows.
+
+    Frames have C channels that are learnt, then the evidence of K mergers at each of some moments.
+    """
 
     detectors: tuple[str, ...]
     """The encoder's D."""
@@ -44,6 +48,8 @@ class FrameStatistic:
     """(D, C) weights on the maximum over time."""
     together: NDArray[np.float32]
     """(C,) weights on the maximum over time of the sum over detectors."""
+    evidence: NDArray[np.float32]
+    """(K + 1,) weights on the `network_evidence` of the sum over detectors; empty for an encoder without."""
     constant: Array
     """(2^D,) for each set of present detectors, bit d of the index for detector d. Such that noise has the same mean
     statistic in each of them: the probe's, of bare windows of all detectors."""
@@ -64,6 +70,7 @@ class FrameStatistic:
             weights.own_mean + weights.both_mean,
             weights.own_max,
             weights.both_max.astype(np.float32),
+            weights.evidence.astype(np.float32),
             np.zeros(1 << len(encoder.detectors)),
         )
         bare, noise = noise_frames(encoder)
@@ -76,8 +83,9 @@ class FrameStatistic:
         return float(self.constant[0])
 
     def own(self, frames: Frames, detector: int) -> NDArray[np.float32]:
-        """(W,) what the detector's frames (n, W, C) add by themselves."""
-        out = _weighted_maximum([frames], self.maximum[detector].astype(np.float32))
+        """(W,) what the detector's frames (n, W, channels) add by themselves."""
+        frames = frames[:, :, : self.together.size]
+        out = _loudest([frames]) @ (self.maximum[detector] * FRAME_UNIT).astype(np.float32)
         on_sum = (self.mean[detector] * (FRAME_UNIT / self.frames)).astype(np.float32)
         for a in range(0, len(out), _CHUNK):
             out[a : a + _CHUNK] += frames[:, a : a + _CHUNK].sum(axis=0, dtype=np.float32) @ on_sum
@@ -95,7 +103,7 @@ class FrameStatistic:
         """The statistic of L windows, one a frame, of K detectors, moved against each other in a ring.
 
         Args:
-            frames: K arrays (n, L, C).
+            frames: K arrays (n, L, channels).
             own: (K, L) of `own`.
             ok: (K, L) bool: the detector was recording well during the window.
             which: K indices into `detectors`.
@@ -114,7 +122,7 @@ class FrameStatistic:
         stat = self.constant[present]
         for row, k_here, s in zip(own, here, moved, strict=True):
             stat += np.where(k_here, np.roll(row, -s), np.float32(0.0))
-        if self.together.any():
+        if self._looks_together:
             change = np.flatnonzero((present[1:] != present[:-1]) | (enough[1:] != enough[:-1])) + 1
             seams = {-s % length for s in moved}  # where a detector's windows begin anew
             for a, b in pairwise(sorted({0, *seams, *change.tolist(), length})):
@@ -122,23 +130,37 @@ class FrameStatistic:
                     on = [k for k in range(len(which)) if here[k, a]]
                     begin = [(a + moved[k]) % length for k in on]
                     strips = [frames[k][:, p : p + b - a] for k, p in zip(on, begin, strict=True)]
-                    stat[a:b] += _weighted_maximum(strips, self.together)
+                    stat[a:b] += self._together(strips)
         return np.where(enough, stat, -np.inf).astype(np.float32), present
 
     def of_window(self, frames: dict[int, Frames]) -> float:
-        """The statistic of one window, of n frames (n, C) of each detector that is present, by its number."""
+        """The statistic of one window, of n frames (n, channels) of each detector that is present, by its number."""
         stat = float(self.constant[sum(1 << d for d in frames)])
         stat += sum(float(self.own(rows[:, None], d)[0]) for d, rows in frames.items())
-        if frames and self.together.any():
-            stat += float(_weighted_maximum([rows[:, None] for rows in frames.values()], self.together)[0])
+        if frames and self._looks_together:
+            stat += float(self._together([rows[:, None] for rows in frames.values()])[0])
         return stat
 
     def of_versions(self, frames: dict[int, Frames]) -> Array:
-        """The statistic (W,) of W windows with one set of detectors, frames (n, W, C) of each by its number."""
+        """The statistic (W,) of W windows with one set of detectors, frames (n, W, channels) of each by its number."""
         stat = sum((self.own(rows, d).astype(np.float64) for d, rows in frames.items()), start=np.zeros(1))
-        if frames and self.together.any():
-            stat = stat + _weighted_maximum(list(frames.values()), self.together)
+        if frames and self._looks_together:
+            stat = stat + self._together(list(frames.values()))
         return stat + float(self.constant[sum(1 << d for d in frames)])
+
+    @property
+    def _looks_together(self) -> bool:
+        return bool(self.together.any() or self.evidence.any())
+
+    def _together(self, strips: Sequence[Frames]) -> NDArray[np.float32]:
+        """(W,) what the frames ``strips`` (n, W, channels) of some detectors, added, add to the statistic."""
+        loudest = _loudest(strips)
+        c, k = self.together.size, self.evidence.size - 1
+        out = loudest[:, :c] @ (self.together * np.float32(FRAME_UNIT))
+        if k > 0:
+            of_each = loudest[:, c:].reshape(len(loudest), -1, k).max(axis=1) * np.float32(FRAME_UNIT)
+            out += network_evidence(torch.from_numpy(of_each)).numpy() @ self.evidence
+        return out
 
     def _means(self, noise: Sequence[Frames]) -> Array:
         """(2^D,) what windows (n, W, C) of each detector add to the constant on average, in each set of detectors."""
@@ -146,17 +168,16 @@ class FrameStatistic:
         out = np.zeros(1 << len(noise))
         for network in range(1, out.size):
             on = [d for d in range(len(noise)) if network >> d & 1]
-            together = _weighted_maximum([noise[d] for d in on], self.together)
+            together = self._together([noise[d] for d in on])
             out[network] = sum(own[d] for d in on) + np.mean(together, dtype=np.float64)
         return out
 
 
-def _weighted_maximum(strips: Sequence[Frames], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(W,) weight . maximum over time of the sum of up to four ``strips`` (n, W, C)."""
+def _loudest(strips: Sequence[Frames]) -> NDArray[np.float32]:
+    """(W, channels) maximum over time of the sum of up to four ``strips`` (n, W, channels), in units of FRAME_UNIT."""
     n, windows, channels = strips[0].shape
-    out = np.empty(windows, np.float32)
+    out = np.empty((windows, channels), np.float32)
     added, loudest = np.empty((2, min(_CHUNK, windows), channels), np.int16)
-    scaled = weight * np.float32(FRAME_UNIT)
     for a in range(0, windows, _CHUNK):
         b = min(a + _CHUNK, windows)
         frame, peak = added[: b - a], loudest[: b - a]
@@ -166,9 +187,8 @@ def _weighted_maximum(strips: Sequence[Frames], weight: NDArray[np.float32]) -> 
             for other in strips[1:]:
                 x = np.add(x, other[t, a:b], out=frame)
             np.maximum(peak, x, out=peak)
-        out[a:b] = peak.astype(np.float32) @ scaled
+        out[a:b] = peak
     return out
-
 
 
 def noise_frames(encoder: PairedEncoder) -> tuple[list[Frames], list[Frames]]:

@@ -23,9 +23,10 @@ class FrameWeights:
     For frames s_d (L, C) of D detectors in a window,
 
         stat = base + sum_d [own_mean_d . mean_t s_d + own_max_d . max_t s_d]
-                    + both_mean . mean_t sum_d s_d + both_max . max_t sum_d s_d .
+                    + both_mean . mean_t sum_d s_d + both_max . max_t sum_d s_d + evidence . e(max_t sum_d s_d) .
 
-    The last two are 0 for a probe of `concat` features.
+    The last three are 0 for a probe of `concat` features. C are the channels that are learnt; further ones hold
+    evidence, of whose largest values e is `network_evidence`.
     """
 
     base: float
@@ -37,6 +38,8 @@ class FrameWeights:
     """(C,)."""
     both_max: Array
     """(C,)."""
+    evidence: Array
+    """(K + 1,), empty for an encoder without."""
 
 
 def frame_weights(encoder: PairedEncoder, probe: LinearProbe) -> FrameWeights:
@@ -58,10 +61,10 @@ def frame_weights(encoder: PairedEncoder, probe: LinearProbe) -> FrameWeights:
         assert isinstance(head, nn.Linear)
         own.append(weight @ head.weight.detach().cpu().double().numpy())  # (2 C,)
         base += float(weight @ head.bias.detach().cpu().double().numpy())
-    both = np.zeros_like(own[0])
+    pooled = np.stack(own)
+    c = pooled.shape[1] // 2
+    both = np.zeros(2 * c + encoder.evidence)
     if probe.features.kind == "coherent":
         both = probe.coef[d * e :] * state["together_inverse"][0]
         base -= float(both @ state["together_mean"][0])
-    c = both.size // 2
-    pooled = np.stack(own)
-    return FrameWeights(base, pooled[:, :c], pooled[:, c:], both[:c], both[c:])
+    return FrameWeights(base, pooled[:, :c], pooled[:, c:], both[:c], both[c : 2 * c], both[2 * c :])

@@ -126,6 +126,7 @@ class LinearProbe:
         detectors: Sequence[str] | None = None,
         encoder: str = "",
         together: Array | None = None,
+        evidence: int = 0,
     ) -> LinearProbe:
         """Standardise and fit, everything learnt from the labelled rows alone.
 
@@ -139,6 +140,7 @@ class LinearProbe:
             seed: of the cross-validation folds.
             detectors, encoder: kept with the probe, see `Features`.
             together: (N, J) float32, see `Features`; wanted for coherent features.
+            evidence: how many of the J are evidence, see `Features`.
 
         Raises:
             InputError: shapes that do not fit, labels other than 0 and 1, fewer than ten or than two of a
@@ -157,7 +159,7 @@ class LinearProbe:
         signal = truth == 1
         folds = stratified_folds(signal, seed)
         here = np.ones((n, d), dtype=bool) if present is None else np.asarray(present, dtype=bool)
-        features = FeatureMap(kind).fit(embeddings, here, index, together)
+        features = FeatureMap(kind).fit(embeddings, here, index, together, evidence)
 
         def read(start: int, stop: int) -> Array:
             part = slice(index[start], index[stop - 1] + 1) if rows is None else index[start:stop]

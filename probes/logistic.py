@@ -36,7 +36,9 @@ STEPS_PER_DECADE = 2
 TOLERANCE = 1e-7
 """Loss per row by which a solution may still exceed its minimum (estimated by the Newton decrement)."""
 FEW = 500
-"""Rows below which the folds are drawn `REPEATS` times: one split of few rows says little."""
+"""Rows below which the folds are drawn `REPEATS` times, and the strongest penalty is taken whose held-out loss exceeds
+the least by no more than its standard error: one split of few rows says little, and the least of many losses is often
+so by chance."""
 REPEATS = 10
 IN_MEMORY = 1 << 25
 """Elements of a design matrix that is kept rotated, in float64 (256 MiB)."""
@@ -118,16 +120,20 @@ def fit_path(rows: Rows, label: Mask, train: Mask) -> Path:
     top = float(solver.problem.spectrum.max())
     steps = int(round(np.log10(STRONGEST / WEAKEST) * STEPS_PER_DECADE)) + 1
     truth = np.broadcast_to(label[:, None], mask.shape)[~mask]
+    owner = np.nonzero(~mask)[0]
     losses: list[float] = []
+    of_rows: list[Array] = []
     fits: list[tuple[Array, float, float, float]] = []
     for strength in top * STRONGEST * 10.0 ** (-np.arange(steps) / STEPS_PER_DECADE):
         state = solver.solve(float(strength))
         loss, gain, offset = recalibrate(state.held_out, truth, truth.size / rows.n)
         losses.append(float(loss.mean()))
+        if rows.n < FEW:
+            of_rows.append(np.bincount(owner, loss, rows.n) / np.bincount(owner, minlength=rows.n))
         fits.append((state.u[:, -1], gain, offset, float(1.0 / strength)))
         if _passed_minimum(losses):
             break
-    u, gain, offset, c = fits[int(np.argmin(losses))]
+    u, gain, offset, c = fits[_no_worse(of_rows, losses)]
     tried = [{"c": fit[3], "loss": loss} for fit, loss in zip(fits, losses, strict=True)]
     return Path(solver.problem.coefficients(u[:-1]), float(u[-1]), gain, offset, c, tried)
 
@@ -167,6 +173,16 @@ def recalibrate(score: Array, label: Mask, copies: float = 1.0) -> tuple[Array, 
     logit = beta @ z
     loss = np.logaddexp(0.0, np.where(label, -logit, logit))
     return loss, float(beta[0] / unit), float(beta[1] - beta[0] * middle / unit)
+
+
+def _no_worse(of_rows: list[Array], losses: list[float]) -> int:
+    """The first of the path's losses that is the least or, with those of each row, within a standard error of it."""
+    least = int(np.argmin(losses))
+    for i, loss in enumerate(of_rows[:least]):
+        more = loss - of_rows[least]
+        if more.mean() <= more.std(ddof=1) / np.sqrt(more.size):
+            return i
+    return least
 
 
 def _passed_minimum(loss: list[float]) -> bool:

@@ -22,8 +22,8 @@ Frames = NDArray[np.int16]
 """Frames in units of `FRAME_UNIT`, (n, W, C) for n of each of W windows."""
 
 FRAME_UNIT = 1.0 / 8191.0
-"""A GRU's frames lie between -1 and 1: those of four detectors, added, still fit into 16 bits. Integers are added
-without rounding, and in half the time and memory of float32."""
+"""A GRU's frames lie between -1 and 1, and evidence does: those of four detectors, added, still fit into 16 bits.
+Integers are added without rounding, and in half the time and memory of float32."""
 OCCLUDED = 0.125
 """Seconds on each side of a moment that are taken out of a window at once, to see what the moment tells."""
 _AT_A_TIME = 1024  # windows that go through the GRU
@@ -129,5 +129,6 @@ def recurred(encoder: PairedEncoder, local: NDArray[np.float32], detector: int) 
         which = torch.full((len(local),), detector, device=device)
         made = encoder.recur(torch.from_numpy(local).to(device), which)[:, encoder.pool_start :].float().cpu().numpy()
     if not np.abs(made).max() <= 1.0:  # nor NaN
-        raise InputError(f"encoder {encoder.name}", "gives frames that are not between -1 and 1", "those of a GRU")
+        fault = "gives frames that are not between -1 and 1"
+        raise InputError(f"encoder {encoder.name}", fault, "those of a GRU, and evidence")
     return np.rint(made.swapaxes(0, 1) * np.float32(1.0 / FRAME_UNIT)).astype(np.int16)

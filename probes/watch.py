@@ -43,7 +43,8 @@ class LabelledWatch:
         with torch.inference_mode():
             made = [encoder.network(b.strain, b.present) for b in self.batches]
         embeddings = np.concatenate([x.float().cpu().numpy() for x, _ in made])
-        parts = [y.float().cpu().numpy() for _, y in made if y is not None]
+        # Not the evidence, which is the same from the first step to the last.
+        parts = [y.float().cpu().numpy()[:, : y.shape[1] - encoder.evidence] for _, y in made if y is not None]
         together, kind = (np.concatenate(parts), "coherent") if parts else (None, "concat")
         encoder.train(training)
         half = len(embeddings) // 2

@@ -1,0 +1,91 @@
+"""Evidence for a merger: what whitened signals, laid over the strain at every moment, say of each moment.
+
+A binary of tens of solar masses spends a tenth of a second in the band and crosses most of it. Of its squared SNR the
+best sine-Gaussian holds a quarter and the best of sixteen whole mergers three quarters (a matched filter): what is lost
+when the pieces of a faint signal are weighed one by one is not to be had back by learning. The kernels start from
+mergers of the population that is searched (`gwtwins.strain.mergers`) and are not trained.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gwtwins.encoders.stem import sine_gaussian_pairs
+
+AFTER_MERGER = 0.045
+"""Seconds of a kernel after the merger: the ringdown."""
+SOFT = 20.0
+"""Evidence from which on more of it counts for less, so that no glitch outvotes the other detectors: log(1 + e / SOFT).
+20 is that of a signal of SNR 6.5."""
+_LOUDEST = 8.0  # log(1 + e / SOFT) at SNR 350
+_AT_ONCE = 64  # rows: what is between strain and evidence then stays in the cache
+
+
+class MergerEvidence(nn.Module):
+    """Strain to the evidence for K mergers in short frames.
+
+    With a quadrature pair (a, b) of unit energy, P = (a^2 + b^2) / 2 is half the squared SNR, and exp(P) the likelihood
+    ratio of a signal of that shape against noise, at its most likely amplitude and phase. A frame's evidence e is the
+    logarithm of the mean of exp(P) over the moments in it; it is given as ``log(1 + e / SOFT) / 8``, at most 1.
+
+    Args:
+        count: K quadrature pairs.
+        kernel: samples of each.
+        stride: samples between the moments at which they are laid over the strain.
+        frame: samples of a frame, a multiple of ``stride``.
+        f_low, f_high: Hz.
+        rate: samples per second.
+    """
+
+    def __init__(
+        self, count: int, kernel: int, stride: int, frame: int, f_low: float, f_high: float, rate: float
+    ) -> None:
+        super().__init__()
+        self.count, self.stride, self.frame, self.rate = count, stride, frame, rate
+        self.after = min(round(AFTER_MERGER * rate), kernel // 2)
+        # Until mergers are given: bursts.
+        frequency = torch.logspace(math.log10(f_low), math.log10(f_high), count, dtype=torch.float64)
+        pairs = sine_gaussian_pairs(frequency, torch.full((count,), 5.0, dtype=torch.float64), kernel, rate)
+        self.weight: Tensor
+        self.register_buffer("weight", pairs)  # (2 K, kernel)
+
+    def start_from(self, kernels: Tensor) -> None:
+        """Take complex ``kernels`` (K, kernel), merger `after` samples before the end, of any size."""
+        pairs = torch.cat([kernels.real, kernels.imag]).to(self.weight)
+        if pairs.shape != self.weight.shape:
+            raise ValueError(f"kernels for {tuple(self.weight.shape)}, not {tuple(pairs.shape)}")
+        self.weight.copy_(pairs / pairs.norm(dim=1, keepdim=True))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """(N, T) to (N, frames, K), between 0 and 1; nothing is heard before or after the T samples."""
+        moments, kernel = self.frame // self.stride, self.weight.shape[1]
+        before = kernel - self.after - self.stride // 2  # the merger of a frame's first moment lies half a stride in it
+        length = kernel + self.frame - self.stride
+        x = nn.functional.pad(x, (before, (frames - 1) * self.frame + length - before - x.shape[1]))
+        # What a frame sees lies together, and all of its moments come out of one product of matrices.
+        every = self.weight.new_zeros(length, moments, 2 * self.count)
+        for i in range(moments):
+            every[i * self.stride : i * self.stride + kernel, i] = self.weight.T
+        every = every.flatten(1)
+        parts = [x] if torch.compiler.is_compiling() else x.split(_AT_ONCE)
+        out = []
+        for part in parts:
+            rows = part.unfold(1, length, self.frame).reshape(len(part) * frames, length)
+            a, b = (rows @ every).view(len(rows), moments, 2, self.count).unbind(2)
+            power = torch.addcmul(a * a, b, b).mul_(0.5)
+            evidence = torch.logsumexp(power, 1).sub_(math.log(moments)).clamp_min_(0.0)
+            out.append((evidence.div_(SOFT).log1p_() / _LOUDEST).clamp_max_(1.0).view(len(part), frames, self.count))
+        return torch.cat(out)
+
+
+def network_evidence(loudest: Tensor) -> Tensor:
+    """What K mergers (..., K), each the largest over time of the sum of a network's frames, say of a window.
+
+    Gives (..., K + 1): each one's evidence in natural units, and the logarithm of the sum of their likelihood ratios.
+    """
+    natural = loudest * (SOFT * _LOUDEST)
+    return torch.cat([natural, torch.logsumexp(natural, -1, keepdim=True)], -1)

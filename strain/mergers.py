@@ -1,0 +1,93 @@
+"""A few whitened mergers that stand for a whole population, as kernels for an encoder (`gwtwins.encoders.evidence`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gwtwins.strain.bank import BUFFER, BankRecipe, WaveformBank
+from gwtwins.strain.population import Population
+from gwtwins.strain.psd import DEFAULT_PSDS, PSD
+from gwtwins.strain.simulated import SimulatedSource
+from gwtwins.strain.sources import Source
+
+SIGNALS, CANDIDATES = 600, 200
+"""Waveforms of a bank that are to be stood for, and those of them to choose from."""
+_SEED = 5  # of a bank that is made for this alone
+_SPAN = 2.0  # s, the period of the correlations; whole signals are cut to it
+
+
+def mergers_of(source: Source, population: str) -> Callable[..., Tensor]:
+    """`merger_kernels` of the signals that an encoder is to find in ``source``, for `PairedEncoder.start_from_mergers`.
+
+    They are of the source's own bank; for recorded data, which have none, of a small one of ``population`` (a shipped
+    name or a file), made by pycbc once and kept.
+    """
+    if isinstance(source, SimulatedSource):
+        return partial(merger_kernels, source.bank("train"))
+    recipe = BankRecipe(Population.load(population), SIGNALS, _SEED, (DEFAULT_PSDS["H1"],))
+    return partial(merger_kernels, WaveformBank.obtain(recipe))
+
+
+def merger_kernels(
+    bank: WaveformBank,
+    psd: PSD,
+    count: int,
+    kernel: int,
+    after: int,
+    stride: int,
+    rate: float,
+    f_low: float,
+    f_high: float,
+) -> Tensor:
+    """The mergers that hold most of the squared SNR of a bank's first signals, chosen one after the other.
+
+    Each is the one with which the mean over signals of the best kernel's share of the squared SNR grows most. A
+    kernel is complex: real and imaginary part are the signal at two phases a quarter of a turn apart.
+
+    Args:
+        bank: signals of the population, whose plus polarisations are taken.
+        psd: of the detector, which whitens them.
+        count: K; fewer waveforms than that are repeated.
+        kernel: samples; ``after`` of them after the merger.
+        stride: samples between the moments at which it is laid over the strain: what falls between them is lost.
+        rate: samples per second.
+        f_low, f_high: whitened band, Hz.
+
+    Returns:
+        (K, kernel) complex64 of unit energy.
+    """
+    k_low, k_high = max(bank.k_low, int(np.ceil(f_low * BUFFER))), int(np.ceil(min(f_high, rate / 2) * BUFFER))
+    held = bank.waveform[:SIGNALS, k_low - bank.k_low : k_high - bank.k_low].float().contiguous()
+    k_high = k_low + held.shape[1]
+    asd = np.sqrt(psd.at(np.arange(k_low, k_high) / BUFFER))
+    spectrum = torch.zeros(len(held), round(BUFFER * rate), dtype=torch.complex64)
+    spectrum[:, k_low:k_high] = torch.view_as_complex(held) * torch.from_numpy(asd.min() / asd).float()
+    series = torch.fft.ifft(spectrum)  # merger at 0
+    span = round(_SPAN * rate)
+    end = max(after, round(0.06 * rate))
+    signal = torch.zeros(len(held), span, dtype=torch.complex64)
+    signal[:, :end], signal[:, end - span :] = series[:, :end], series[:, end - span :]
+    cut = torch.zeros_like(signal)
+    cut[:, :after], cut[:, after - kernel :] = signal[:, :after], signal[:, after - kernel :]
+    signal, cut = _unit(signal), _unit(cut)
+    here = torch.fft.fft(signal)
+    shares = []
+    for one in torch.fft.fft(cut[:CANDIDATES]).conj().split(1):
+        size = torch.view_as_real(torch.fft.ifft(here * one)).square().sum(-1)[:, : span // stride * stride]
+        shares.append(size.unflatten(1, (-1, stride)).amax(1).mean(1))
+    share = torch.stack(shares, 1)  # (signals, candidates)
+    best, chosen = torch.zeros(len(share)), []
+    for _ in range(count):
+        gain = torch.maximum(share, best[:, None]).mean(0)
+        chosen.append(int(gain.argmax()))
+        best = torch.maximum(best, share[:, chosen[-1]])
+    return torch.cat([cut[chosen, after - kernel :], cut[chosen, :after]], 1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
