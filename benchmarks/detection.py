@@ -6,7 +6,7 @@
     python benchmarks/detection.py --list                         the rows
 
 All rows are judged on the same 20,000 test rows (half of them signals), and below 1% false alarms on 100,000 noise-only
-rows; counts of labels up to 600 are drawn 20 times (supervised: 3 times), from the same 6,000 labelled rows. Every
+rows; counts of labels below 6,000 are drawn 20 times (supervised: 3 times), from the same 6,000 labelled rows. Every
 training has the same budget: ``--minutes`` of wall clock turned into steps by the speed that is measured first, or
 ``--steps``. The table says how long each took, and which took longer than they might.
 
@@ -139,7 +139,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "demo.yaml", help="of the trained rows")
     parser.add_argument("--options", default="", help="further options of train_ssl.py, for every trained row")
     parser.add_argument("--label-counts", type=int, nargs="+", default=[])
-    parser.add_argument("--label-draws", type=int, default=0, help="of each count up to 600; 20, and 5 with --quick")
+    parser.add_argument("--label-draws", type=int, default=0, help="of each count below 6,000; 20, and 5 with --quick")
     parser.add_argument("--test-rows", type=int, default=0)
     parser.add_argument("--noise-rows", type=int)
     parser.add_argument("--against", default="detector", help="row that the others are compared with")

@@ -82,7 +82,7 @@ def heading(results: Results, settings: dict[str, Any]) -> str:
         f"{settings['test_rows']:,} test rows, half of them signals; {settings['noise_rows']:,} noise-only rows for "
         f"0.1%. Budget of each training: {budget} (supervised with few labels: of each of the four that it takes, and "
         f"the sum is shown). Mean ± standard deviation over training seeds (at most {seeds}); "
-        f"numbers of labels are drawn {settings['label_draws']} times up to 600 (supervised: 3 times), and the mean "
+        f"numbers of labels are drawn {settings['label_draws']} times below 6,000 (supervised: 3 times), and the mean "
         "is taken first."
     )
 

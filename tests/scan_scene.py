@@ -105,8 +105,8 @@ def fitted_probe(
     strain, _ = rows_in_noise(encoder, 3, n, *snr)
     embeddings, together = shown(encoder, strain)
     label = (np.arange(n) < n // 2).astype(int)
-    names, print_of = encoder.detectors, fingerprint(encoder)
-    return LinearProbe.fit(embeddings, None, label, kind=kind, detectors=names, encoder=print_of, together=together)
+    about = encoder.detectors, fingerprint(encoder), together, encoder.evidence
+    return LinearProbe.fit(embeddings, None, label, None, kind, 0, *about)
 
 
 def save_run(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.special import logsumexp
 
 from gwtwins.probes.background import (
     REMOVED_SECONDS,
@@ -58,12 +59,14 @@ class Bare(torch.nn.Module):
         return local
 
 
-def made_up(channels: int = 3, together: float = 1.0, seed: int = 0) -> FrameStatistic:
+def made_up(channels: int = 3, together: float = 1.0, seed: int = 0, mergers: int = 0) -> FrameStatistic:
     """A statistic that asks for loud frames at the same moment, and a little for each detector's own."""
     rng = np.random.default_rng(seed)
     own = 0.1 * SCALE * rng.standard_normal((2, 3, channels))
     both = np.full(channels, SCALE * together, np.float32)
-    return FrameStatistic(DETECTORS, N, HOP, own[0], own[1], both, rng.standard_normal(8))
+    constant = rng.standard_normal(8)
+    evidence = 0.1 * rng.standard_normal(mergers + 1 if mergers else 0).astype(np.float32)
+    return FrameStatistic(DETECTORS, N, HOP, own[0], own[1], both, evidence, constant)
 
 
 def stored(folder: Path, frames: np.ndarray, good: np.ndarray | None = None) -> Windows:
@@ -101,16 +104,19 @@ def noise(length: int, seed: int, k: int = 3, channels: int = 3) -> np.ndarray:
 
 def by_hand(statistic: FrameStatistic, frames: np.ndarray, good: np.ndarray, start: list[int]) -> tuple[float, int]:
     """The statistic of one window that takes detector d's frames from start[d] on, and its set of detectors."""
-    frames = frames / SCALE
+    frames, c, k = frames / SCALE, statistic.together.size, statistic.evidence.size - 1
     stat, present, added = 0.0, 0, np.zeros((N, frames.shape[2]))
     for d, s in enumerate(start):
         if s + N <= frames.shape[1] and good[d, s : s + N].all():
             window = frames[d, s : s + N].astype(np.float64)
             present |= 1 << d
-            stat += float(statistic.mean[d] @ window.mean(0) + statistic.maximum[d] @ window.max(0))
+            stat += float(statistic.mean[d] @ window.mean(0)[:c] + statistic.maximum[d] @ window.max(0)[:c])
             added += window
     if present:
-        stat += float(statistic.together @ added.max(0))
+        stat += float(statistic.together @ added.max(0)[:c])
+    if present and k > 0:
+        natural = 160.0 * added[:, c:].reshape(-1, k).max(0)  # evidence, in natural units
+        stat += float(statistic.evidence @ np.append(natural, logsumexp(natural)))
     return stat + statistic.constant[present], present
 
 
@@ -153,9 +159,11 @@ def test_no_two_detectors_are_ever_near_their_true_places_or_twice_in_the_same(f
     assert len(slide_shifts(frames, slide, 5, detectors)) == min(5, len(shifts))
 
 
-def test_slid_windows_are_those_of_frames_moved_by_hand() -> None:
-    statistic, length = made_up(), 300
-    frames, good = noise(length, 1), np.ones((3, length), bool)
+@pytest.mark.parametrize("mergers", [0, 2])
+def test_slid_windows_are_those_of_frames_moved_by_hand(mergers: int) -> None:
+    """With and without evidence, of each merger at four moments a frame."""
+    statistic, length = made_up(mergers=mergers), 300
+    frames, good = noise(length, 1, channels=3 + 4 * mergers), np.ones((3, length), bool)
     good[0, 100:104], good[1, 250:], good[2, :90] = False, False, False
     windows, ok = windows_of(frames, good)
     own = own_statistics(statistic, windows, ok, [0, 1, 2])
@@ -174,9 +182,10 @@ def test_slid_windows_are_those_of_frames_moved_by_hand() -> None:
     assert {3, 5, 6, 7} <= seen
 
 
-def test_true_windows_are_those_of_each_block_by_hand(tmp_path: Path) -> None:
-    statistic, length = made_up(), 2500  # three blocks, windows across their borders
-    frames, good = noise(length, 2), np.ones((3, length), bool)
+@pytest.mark.parametrize("mergers", [0, 2])
+def test_true_windows_are_those_of_each_block_by_hand(tmp_path: Path, mergers: int) -> None:
+    statistic, length = made_up(mergers=mergers), 2500  # three blocks, windows across their borders
+    frames, good = noise(length, 2, channels=3 + 4 * mergers), np.ones((3, length), bool)
     good[2, 1000:1100] = False
     windows = stored(tmp_path, frames, good)
     series = search(windows, numbers(windows), statistic, 1, 3)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gwtwins.encoders import bfloat16, registry
 from gwtwins.encoders.cnn_gru import CnnGru, CnnGruConfig
+from gwtwins.encoders.evidence import network_evidence
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.encoders.pooling import POOLINGS
 from gwtwins.encoders.stem import LogPowerStem, sine_gaussian_pairs
@@ -227,9 +228,11 @@ def test_in_evaluation_frames_are_means_over_where_they_may_begin(shape: dict[st
     made.eval()
     frames, ways = made.stem(x), made.config.strides[0]
     each = [made.cnn(frames.roll(-move, 2)) for move in range(-(ways // 2), ways - ways // 2)]
-    found, wanted = made.local(x), torch.stack(each).mean(dim=0).transpose(1, 2)
+    found, wanted = made.local(x, evidence=False), torch.stack(each).mean(dim=0).transpose(1, 2)
     assert found.shape == wanted.shape
     assert (found - wanted)[:, 4:-4].abs().max() < 1e-5
+    whole = made.local(x)
+    assert whole.shape[2] == wanted.shape[2] + 64 and torch.equal(whole[..., : wanted.shape[2]], found)
 
 
 def test_strain_that_wants_a_gradient_gets_one() -> None:
@@ -299,12 +302,17 @@ def test_a_window_is_embedded_by_its_frames_from_pool_from_on(
     assert encoder.hop == hop and encoder.pool_start == start
     x = torch.randn(3, 1, round(encoder.rate * encoder.window))
     sequence = encoder.sequence(x)
-    assert sequence.shape == (3, frames, 16)
-    wanted = encoder.head(encoder.pool(sequence[:, start:].transpose(1, 2)))
+    assert sequence.shape == (3, frames, 16 + 64)
+    learnt = encoder.sequence(x, evidence=False)
+    assert torch.equal(sequence[..., :16], learnt)
+    wanted = encoder.head(encoder.pool(learnt[:, start:].transpose(1, 2)))
     assert torch.equal(encoder(x), wanted)
-    assert torch.equal(encoder.pooled(sequence[:, start:]), encoder.pool(sequence[:, start:].transpose(1, 2)))
+    assert torch.allclose(encoder.embed(sequence[:, start:]), wanted, atol=1e-6)  # added in another order
+    pooled = encoder.pool(sequence[:, start:, :16].transpose(1, 2))
+    fine = sequence[:, start:, 16:].reshape(3, -1, 16)  # four frames of evidence in each, sixteen mergers
+    assert torch.equal(encoder.pooled(sequence[:, start:]), torch.cat([pooled, network_evidence(fine.amax(1))], 1))
     if start:
-        assert not torch.allclose(encoder.head(encoder.pooled(sequence)), wanted, atol=1e-3)
+        assert not torch.allclose(encoder.embed(sequence), wanted, atol=1e-3)
 
 
 @torch.no_grad()

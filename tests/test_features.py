@@ -50,7 +50,7 @@ class Windows(Source):
 class Tiny(nn.Module):
     """A paired encoder in little, with what a careless probe would change: BatchNorm and dropout."""
 
-    detectors = ("H1", "L1", "V1")
+    detectors, evidence = ("H1", "L1", "V1"), 0
 
     def __init__(self) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import logsumexp
 
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.encoders.weights import load_encoder
@@ -32,7 +33,8 @@ def fitted(encoder: PairedEncoder, kind: str) -> LinearProbe:
         embedding, together = encoder.network(windows(len(encoder.detectors)))
     both = None if together is None else together.numpy()
     label, own = np.arange(ROWS) % 2, encoder.detectors
-    return LinearProbe.fit(embedding.numpy(), None, label, None, kind, 0, own, fingerprint(encoder), both)
+    about = own, fingerprint(encoder), both, encoder.evidence
+    return LinearProbe.fit(embedding.numpy(), None, label, None, kind, 0, *about)
 
 
 def pooled_frames(encoder: PairedEncoder, x: torch.Tensor) -> list[np.ndarray]:
@@ -41,6 +43,12 @@ def pooled_frames(encoder: PairedEncoder, x: torch.Tensor) -> list[np.ndarray]:
         which = [torch.full((len(x),), d) for d in range(x.shape[1])]
         sequences = [encoder.sequence(x[:, d], which[d]) for d in range(x.shape[1])]
     return [sequence[:, encoder.pool_start :].double().numpy() for sequence in sequences]
+
+
+def evidence_of(total: np.ndarray, learnt: int, mergers: int = 16) -> np.ndarray:
+    """(N, K + 1) of the detectors' added frames (N, L, C): each merger's, and that of all of them, in natural units."""
+    natural = 160.0 * total[:, :, learnt:].reshape(len(total), -1, mergers).max(axis=1)
+    return np.concatenate([natural, logsumexp(natural, axis=1, keepdims=True)], axis=1)
 
 
 @pytest.mark.parametrize("kind", ["concat", "coherent"])
@@ -57,12 +65,13 @@ def test_the_statistic_of_the_pooled_frames_is_the_probes_decision(
     with torch.inference_mode():
         embedding, together = encoder.network(x)
     each = pooled_frames(encoder, x)
-    assert together is not None and each[0].shape == (ROWS, round(16 - pool_from / 0.125), 16)
+    assert together is not None and each[0].shape == (ROWS, round(16 - pool_from / 0.125), 16 + 64)
     stat = np.full(ROWS, weights.base)
     for frames, mean, maximum in zip(each, weights.own_mean, weights.own_max, strict=True):
-        stat += frames.mean(axis=1) @ mean + frames.max(axis=1) @ maximum
+        stat += frames[:, :, :16].mean(axis=1) @ mean + frames[:, :, :16].max(axis=1) @ maximum
     total = np.sum(each, axis=0)
-    stat += total.mean(axis=1) @ weights.both_mean + total.max(axis=1) @ weights.both_max
+    stat += total[:, :, :16].mean(axis=1) @ weights.both_mean + total[:, :, :16].max(axis=1) @ weights.both_max
+    stat += evidence_of(total, 16) @ weights.evidence
     decision = probe.decision(embedding.numpy(), None, together.numpy())
     assert decision.std() > 0.5
     np.testing.assert_allclose(stat, decision, atol=3e-5)  # an untrained encoder's small spread, in float32
@@ -73,7 +82,7 @@ def _in_float64(encoder: PairedEncoder, probe: LinearProbe, each: list[np.ndarra
     """Pool, head, standardise, weigh, one after the other."""
 
     def pool(frames: np.ndarray) -> np.ndarray:
-        return np.concatenate([frames.mean(axis=1), frames.max(axis=1)], axis=1)
+        return np.concatenate([frames[:, :, :16].mean(axis=1), frames[:, :, :16].max(axis=1)], axis=1)
 
     heads = [(encoder.v if name in ("V1", "K1") else encoder.hl).head for name in encoder.detectors]
     own = [
@@ -83,8 +92,9 @@ def _in_float64(encoder: PairedEncoder, probe: LinearProbe, each: list[np.ndarra
     state = probe.features.state
     z = ((np.stack(own, axis=1) - state["mean"]) * state["inverse"]).reshape(ROWS, -1)
     if probe.features.kind == "coherent":
-        both = (pool(np.sum(each, axis=0)) - state["together_mean"]) * state["together_inverse"]
-        z = np.concatenate([z, both], axis=1)
+        total = np.sum(each, axis=0)
+        both = np.concatenate([pool(total), evidence_of(total, 16)], axis=1)
+        z = np.concatenate([z, (both - state["together_mean"]) * state["together_inverse"]], axis=1)
     return z @ probe.coef + probe.intercept
 
 
@@ -97,8 +107,10 @@ def test_with_the_shipped_encoder_it_is_the_decision_to_a_millionth(kind: str) -
         embedding, together = encoder.network(x)
     each = np.stack(pooled_frames(encoder, x), axis=1)
     assert together is not None
-    total = each.sum(axis=1)
-    stat = weights.base + total.mean(axis=1) @ weights.both_mean + total.max(axis=1) @ weights.both_max
+    each, total = each[..., :128], each.sum(axis=1)
+    stat = weights.base + evidence_of(total, 128) @ weights.evidence
+    total = total[..., :128]
+    stat += total.mean(axis=1) @ weights.both_mean + total.max(axis=1) @ weights.both_max
     stat += np.einsum("ndc,dc->n", each.mean(axis=2), weights.own_mean)
     stat += np.einsum("ndc,dc->n", each.max(axis=2), weights.own_max)
     decision = probe.decision(embedding.numpy(), None, together.numpy())
@@ -109,9 +121,10 @@ def test_features_of_each_detector_alone_give_no_weight_to_the_sum() -> None:
     encoder = PairedEncoder("cnn_gru", SMALL).eval()
     concat = frame_weights(encoder, fitted(encoder, "concat"))
     coherent = frame_weights(encoder, fitted(encoder, "coherent"))
-    assert not concat.both_mean.any() and not concat.both_max.any()
-    assert coherent.both_mean.all() and coherent.both_max.all()
+    assert not concat.both_mean.any() and not concat.both_max.any() and not concat.evidence.any()
+    assert coherent.both_mean.all() and coherent.both_max.all() and coherent.evidence.all()
     assert coherent.own_mean.shape == (3, 16) and coherent.both_max.shape == (16,)
+    assert concat.evidence.shape == coherent.evidence.shape == (17,)
 
 
 def test_features_that_never_varied_weigh_nothing() -> None:
@@ -121,7 +134,8 @@ def test_features_that_never_varied_weigh_nothing() -> None:
     probe.features.state["together_inverse"][:] = 0.0
     weights = frame_weights(encoder, probe)
     assert weights.base == probe.intercept
-    assert not any(w.any() for w in (weights.own_mean, weights.own_max, weights.both_mean, weights.both_max))
+    each = weights.own_mean, weights.own_max, weights.both_mean, weights.both_max, weights.evidence
+    assert not any(w.any() for w in each)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gwtwins.encoders.evidence import network_evidence
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.encoders.weights import load_encoder
 from gwtwins.probes.evaluate import fit_probe
@@ -66,7 +67,7 @@ def test_the_embeddings_are_those_of_forward(shared: bool, pooling: str, samples
 @torch.no_grad()
 def test_together_is_the_pool_of_the_sum_of_the_pooled_frames(shared: bool, pooling: str, pool_from: float) -> None:
     """Of all detectors exactly; of some, moved by a constant of which are absent."""
-    encoder, x = small(shared=shared, args={"pooling": pooling, "pool_from": pool_from}), noise(4)
+    encoder, x = small(shared=shared, args={"pooling": pooling, "pool_from": pool_from, "mergers": 5}), noise(4)
     start = round(pool_from / 0.125)
     assert encoder.pool_start == start
 
@@ -74,10 +75,13 @@ def test_together_is_the_pool_of_the_sum_of_the_pooled_frames(shared: bool, pool
         branches = (encoder.hl, encoder.hl, encoder.v)
         seen = [b.sequence(row[d][None, None])[0] for d, b in enumerate(branches) if present[d]]
         total = torch.stack(seen).sum(dim=0)[start:]  # (L, C)
-        assert total.shape == (16 - start, 16)
+        assert total.shape == (16 - start, 16 + 4 * 5)
+        learnt, evidence = total[:, :16], total[:, 16:].reshape(-1, 5)
+        both = network_evidence(evidence.amax(dim=0))
+        assert encoder.evidence == len(both) == 6
         if pooling == "mean_max":
-            return torch.cat([total.mean(dim=0), total.amax(dim=0)])
-        return encoder.hl.pool(total.T[None])[0]
+            return torch.cat([learnt.mean(dim=0), learnt.amax(dim=0), both])
+        return torch.cat([encoder.hl.pool(learnt.T[None])[0], both])
 
     whole = encoder.network(x)[1]
     assert whole is not None
@@ -107,7 +111,7 @@ def test_a_pulse_at_one_moment_in_two_detectors_stands_out_of_one_at_two_moments
     def loudest(windows: Tensor) -> Tensor:
         together = shipped.network(windows)[1]
         assert together is not None
-        return together.chunk(2, dim=1)[1].mean(dim=1)  # the maxima over time, mean over channels
+        return together[:, : -shipped.evidence].chunk(2, dim=1)[1].mean(dim=1)  # maxima over time, mean over channels
 
     at_once, apart, nothing = loudest(one), loudest(two), loudest(background)
     assert (at_once > apart).float().mean() >= 0.95
@@ -148,7 +152,7 @@ def test_an_encoder_of_whole_windows_has_embeddings_only() -> None:
 @torch.no_grad()
 def test_an_absent_detector_shows_what_noise_shows_on_average(shipped: PairedEncoder) -> None:
     quiet = shipped.noise_reference()
-    assert quiet.together is not None and quiet.embedding.shape == (3, 128) and quiet.together.shape == (8, 256)
+    assert quiet.together is not None and quiet.embedding.shape == (3, 128) and quiet.together.shape == (8, 256 + 17)
     x = noise(128, detectors=1).expand(-1, 3, -1)
     embedding = shipped(x)
     # The mean of 256 windows against that of 128 others: 0.11 standard deviations of a window, in 384 numbers.
@@ -271,7 +275,7 @@ def test_a_stretch_of_any_length_is_pooled_over_all_of_its_frames(shared: bool, 
     found = encoder.encode_stretch(x, which)
     for row, d, embedding in zip(x, which.tolist(), found, strict=True):
         branch = encoder.v if d == 2 else encoder.hl
-        frames = branch.sequence(row[None, None])[0]
+        frames = branch.sequence(row[None, None])[0, :, :16]  # embeddings are made of what is learnt
         assert len(frames) == samples // 128
         expected = branch.head(torch.cat([frames.mean(dim=0), frames.amax(dim=0)]))
         assert torch.allclose(embedding, expected, atol=1e-6)
@@ -296,7 +300,7 @@ def test_windows_of_long_strains_local_frames_are_the_windows(shared: bool) -> N
     encoder, long = small(shared=shared), noise(4, 16.0, 1)[:, 0]
     which = torch.tensor([0, 2, 1, 2])
     convolved = encoder.local(long, which)
-    assert convolved.shape == (4, 128, 8)
+    assert convolved.shape == (4, 128, 8 + 64)
     for frame in (1, 40, 111):
         cut = long[:, frame * 128 : frame * 128 + 2048]
         alone, inside = encoder.local(cut, which), convolved[:, frame : frame + 16]
@@ -311,7 +315,7 @@ def test_frames_of_long_strain_are_nearly_the_windows_own_away_from_its_ends() -
     encoder, long = small(), noise(2, 16.0, 1)[:, 0]
     which, step = torch.zeros(2, dtype=torch.long), round(encoder.hop * encoder.rate)
     frames = encoder.sequence(long, which)
-    assert frames.shape == (2, 128, 16) and encoder.hop == 0.125
+    assert frames.shape == (2, 128, 16 + 64) and encoder.hop == 0.125
     for frame in (0, 1, 77, 112):
         off = encoder.sequence(long[:, frame * step : frame * step + 2048], which) - frames[:, frame : frame + 16]
         assert off[:, 6:-6].abs().max() < 0.02  # 0.75 s from the ends
