@@ -186,7 +186,7 @@ def _pretrain(options: list[Any], flat: dict[str, Any], going_on: Path | None, p
         encoder = PairedEncoder(
             run.encoder, run.encoder_args, source.detectors, run.shared, source.psds, run.f_low, run.f_high
         )
-        if encoder.evidence:
+        if encoder.evidence and source.psds:
             encoder.start_from_mergers(mergers_of(source, simulation.population))
         objective = Objective(objective_config, encoder.embedding_dim)
         cut = (run.crop, encoder.hop) if encoder.frames else ()

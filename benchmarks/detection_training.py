@@ -160,7 +160,8 @@ def _supervised(row: Row, seed: int, count: int | None, settings: Settings) -> P
         encoder = PairedEncoder(
             run.encoder, run.encoder_args, source.detectors, True, source.psds, run.f_low, run.f_high
         )
-        encoder.start_from_mergers(mergers_of(endless, simulation.population))
+        if encoder.evidence:
+            encoder.start_from_mergers(mergers_of(endless, simulation.population))
         model = supervised.Supervised(encoder).to(device)
         rows = None
         if held and count:

@@ -118,17 +118,19 @@ class CnnGru(nn.Module):
             band = c.f_low, c.f_high, c.rate
             self.evidence = MergerEvidence(c.mergers, c.merger_kernel, c.merger_stride, fine, *band)
 
-    def local(self, x: Tensor, evidence: bool = True) -> Tensor:
+    def local(self, x: Tensor, evidence: bool = True, first: int = 0) -> Tensor:
         """(N, 1, T) of any length to what can be said of each frame by itself, (N, L, C').
 
-        First what the convolutions make of it, then, unless it is not wanted, the evidence in the frame.
+        First what the convolutions make of it, then, unless it is not wanted, the evidence in the frame; 0 in frames
+        before the ``first`` for which it is wanted.
         """
         learnt = self.convolved(x)
         if self.evidence is None or not evidence:
             return learnt
-        frames, each = learnt.shape[1], self.config.merger_frames
-        fine = self.evidence(x[:, 0], frames * each)  # (N, L merger_frames, K)
-        return torch.cat([learnt, fine.unflatten(1, (frames, each)).flatten(2)], 2)
+        frames, each = learnt.shape[1] - first, self.config.merger_frames
+        fine = self.evidence(x[:, 0], first * each, frames * each)  # (N, frames merger_frames, K)
+        fine = fine.unflatten(1, (frames, each)).flatten(2)
+        return torch.cat([learnt, nn.functional.pad(fine, (0, 0, first, 0))], 2)
 
     def convolved(self, x: Tensor) -> Tensor:
         """(N, 1, T) of any length to what the convolutions make of it, (N, L, width), frame by frame.
@@ -184,6 +186,10 @@ class CnnGru(nn.Module):
     def sequence(self, x: Tensor, evidence: bool = True) -> Tensor:
         """(N, 1, T) to frames in time, (N, L, C)."""
         return self.recur(self.local(x, evidence))
+
+    def window_frames(self, x: Tensor) -> Tensor:
+        """Windows (N, 1, T) to those of their frames that are pooled, (N, L', C)."""
+        return self.recur(self.local(x, first=self.pool_start))[:, self.pool_start :]
 
     def embed(self, sequence: Tensor) -> Tensor:
         """Frames (N, L, C), with evidence or without, to embeddings (N, E), which are made of what is learnt alone."""

@@ -1,9 +1,9 @@
 """Evidence for a merger: what whitened signals, laid over the strain at every moment, say of each moment.
 
 A binary of tens of solar masses spends a tenth of a second in the band and crosses most of it. Of its squared SNR the
-best sine-Gaussian holds a quarter and the best of sixteen whole mergers three quarters (a matched filter): what is lost
-when the pieces of a faint signal are weighed one by one is not to be had back by learning. The kernels start from
-mergers of the population that is searched (`gwtwins.strain.mergers`) and are not trained.
+best of 24 sine-Gaussians holds three tenths, and the best of sixteen whole mergers three quarters (a matched filter):
+what is lost when the pieces of a faint signal are weighed one by one is not to be had back by learning. The kernels
+start from mergers of the population that is searched (`gwtwins.strain.mergers`) and are not trained.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from gwtwins.encoders.stem import sine_gaussian_pairs
 
 AFTER_MERGER = 0.045
 """Seconds of a kernel after the merger: the ringdown."""
-SOFT = 20.0
-"""Evidence from which on more of it counts for less, so that no glitch outvotes the other detectors: log(1 + e / SOFT).
-20 is that of a signal of SNR 6.5."""
-_LOUDEST = 8.0  # log(1 + e / SOFT) at SNR 350
+MOST = 15.0
+"""Evidence e of a detector counts as MOST tanh(e / MOST): what one detector alone says, a glitch, does not outvote the
+others. 15 is what a signal of SNR 5.5 gives."""
 _AT_ONCE = 64  # rows: what is between strain and evidence then stays in the cache
 
 
 class MergerEvidence(nn.Module):
     """Strain to the evidence for K mergers in short frames.
 
-    With a quadrature pair (a, b) of unit energy, P = (a^2 + b^2) / 2 is half the squared SNR, and exp(P) the likelihood
-    ratio of a signal of that shape against noise, at its most likely amplitude and phase. A frame's evidence e is the
-    logarithm of the mean of exp(P) over the moments in it; it is given as ``log(1 + e / SOFT) / 8``, at most 1.
+    With a quadrature pair (a, b) in which noise has variance 1, P = (a^2 + b^2) / 2 is half the squared SNR, and exp(P)
+    the likelihood ratio of a signal of that shape against noise, at its most likely amplitude and phase. A frame's
+    evidence e is the logarithm of the mean of exp(P) over the moments in it; it is given as tanh(e / MOST).
 
     Args:
         count: K quadrature pairs.
@@ -52,19 +51,27 @@ class MergerEvidence(nn.Module):
         self.weight: Tensor
         self.register_buffer("weight", pairs)  # (2 K, kernel)
 
-    def start_from(self, kernels: Tensor) -> None:
-        """Take complex ``kernels`` (K, kernel), merger `after` samples before the end, of any size."""
+    def start_from(self, kernels: Tensor, f_low: float, f_high: float) -> None:
+        """Take complex ``kernels`` (K, kernel), merger `after` samples before the end, of any size.
+
+        Noise that is whitened to variance 1 in f_low to f_high, Hz, has rate / (2 (f_high - f_low)) times the PSD of
+        independent samples, and that variance behind a kernel of unit energy.
+        """
         pairs = torch.cat([kernels.real, kernels.imag]).to(self.weight)
         if pairs.shape != self.weight.shape:
             raise ValueError(f"kernels for {tuple(self.weight.shape)}, not {tuple(pairs.shape)}")
-        self.weight.copy_(pairs / pairs.norm(dim=1, keepdim=True))
+        self.weight.copy_(pairs / pairs.norm(dim=1, keepdim=True) * math.sqrt(2 * (f_high - f_low) / self.rate))
 
     @torch.no_grad()
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        """(N, T) to (N, frames, K), between 0 and 1; nothing is heard before or after the T samples."""
+    def forward(self, x: Tensor, first: int, frames: int) -> Tensor:
+        """(N, T) to ``frames`` of its frames from ``first`` on, (N, frames, K), between 0 and 1.
+
+        Before and after the T samples there is nothing.
+        """
         moments, kernel = self.frame // self.stride, self.weight.shape[1]
         before = kernel - self.after - self.stride // 2  # the merger of a frame's first moment lies half a stride in it
         length = kernel + self.frame - self.stride
+        before -= first * self.frame
         x = nn.functional.pad(x, (before, (frames - 1) * self.frame + length - before - x.shape[1]))
         # What a frame sees lies together, and all of its moments come out of one product of matrices.
         every = self.weight.new_zeros(length, moments, 2 * self.count)
@@ -78,7 +85,7 @@ class MergerEvidence(nn.Module):
             a, b = (rows @ every).view(len(rows), moments, 2, self.count).unbind(2)
             power = torch.addcmul(a * a, b, b).mul_(0.5)
             evidence = torch.logsumexp(power, 1).sub_(math.log(moments)).clamp_min_(0.0)
-            out.append((evidence.div_(SOFT).log1p_() / _LOUDEST).clamp_max_(1.0).view(len(part), frames, self.count))
+            out.append(evidence.div_(MOST).tanh_().view(len(part), frames, self.count))
         return torch.cat(out)
 
 
@@ -87,5 +94,5 @@ def network_evidence(loudest: Tensor) -> Tensor:
 
     Gives (..., K + 1): each one's evidence in natural units, and the logarithm of the sum of their likelihood ratios.
     """
-    natural = loudest * (SOFT * _LOUDEST)
+    natural = loudest * MOST
     return torch.cat([natural, torch.logsumexp(natural, -1, keepdim=True)], -1)

@@ -127,7 +127,8 @@ class PairedEncoder(nn.Module):
             module = getattr(branch, "evidence", None)
             if isinstance(module, MergerEvidence) and name in self.psds:
                 shape = module.count, module.weight.shape[1], module.after, module.stride
-                module.start_from(kernels(self.psds[name], *shape, self.rate, self.f_low, self.f_high))
+                band = self.f_low, self.f_high
+                module.start_from(kernels(self.psds[name], *shape, self.rate, *band), *band)
 
     def local(self, x: Tensor, detector: Tensor) -> Tensor:
         """What can be said of each frame of rows of single detectors (N, T), of any length: frames (N, L, C').
@@ -230,7 +231,8 @@ class PairedEncoder(nn.Module):
         if quiet.together is None:
             embedding[here] = self.encode(strain[here], which).float()
             return embedding, None
-        sequence = self.sequence(self.decimate(strain[here]), which)[:, self.pool_start :].float()  # (N, L, C)
+        rows = self.decimate(strain[here])[:, None].float().contiguous()
+        sequence = self._by_branch(lambda branch, x: branch.window_frames(x), rows, which).float()  # (N, L, C)
         embedding[here] = self._embed(sequence, which).float()
         frames = sequence.new_zeros(b, d, *sequence.shape[1:])
         frames[here] = sequence

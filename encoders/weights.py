@@ -160,6 +160,8 @@ def load_encoder(path_or_name: str | Path, device: torch.device | str = "cpu") -
     path = find_weights(path_or_name)
     node = describe_weights(path)
     name, args, band = node["encoder"]["name"], node["encoder"]["args"], (float(node["f_low"]), float(node["f_high"]))
+    if name == "cnn_gru":
+        args = {"mergers": 0, **args}  # those saved before there were mergers have none
     shape = name, args, tuple(node["detectors"]), node["shared"]
     with torch.device("meta"):  # takes no memory: the JSON may ask for an encoder of any size within its bounds
         planned = PairedEncoder(*shape, f_low=band[0], f_high=band[1])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gwtwins.strain.bank import BUFFER, BankRecipe, WaveformBank
+from gwtwins.strain.errors import InputError
 from gwtwins.strain.population import Population
 from gwtwins.strain.psd import DEFAULT_PSDS, PSD
 from gwtwins.strain.simulated import SimulatedSource
@@ -60,6 +61,9 @@ def merger_kernels(
 
     Returns:
         (K, kernel) complex64 of unit energy.
+
+    Raises:
+        InputError: kernels of more than a second.
     """
     k_low, k_high = max(bank.k_low, int(np.ceil(f_low * BUFFER))), int(np.ceil(min(f_high, rate / 2) * BUFFER))
     held = bank.waveform[:SIGNALS, k_low - bank.k_low : k_high - bank.k_low].float().contiguous()
@@ -69,6 +73,9 @@ def merger_kernels(
     spectrum[:, k_low:k_high] = torch.view_as_complex(held) * torch.from_numpy(asd.min() / asd).float()
     series = torch.fft.ifft(spectrum)  # merger at 0
     span = round(_SPAN * rate)
+    if kernel - after > span // 2:
+        most = f"at most {span // 2 + after} samples at {rate:g} Hz"
+        raise InputError("encoder cnn_gru, merger_kernel", f"{kernel}", most)
     end = max(after, round(0.06 * rate))
     signal = torch.zeros(len(held), span, dtype=torch.complex64)
     signal[:, :end], signal[:, end - span :] = series[:, :end], series[:, end - span :]

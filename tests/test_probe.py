@@ -183,6 +183,33 @@ def test_the_chosen_strength_is_that_of_the_smallest_held_out_loss() -> None:
     assert path.c == min(path.tried, key=lambda tried: tried["loss"])["c"]
 
 
+def test_of_few_rows_the_strongest_penalty_within_a_standard_error_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the mean over rows of what each loses by it, all folds refitted with scikit-learn."""
+    monkeypatch.setattr(logistic, "REPEATS", 2)
+    z, label = standardised(200, 20)
+    train = logistic.stratified_folds(label, 0)
+    assert train.shape == (200, 10)
+    path = logistic.fit_path(as_rows(z), label, train)
+    of_rows = []
+    for tried in path.tried:
+        score = np.zeros((200, 10))
+        for k, rows in enumerate(train.T):
+            fold = LogisticRegression(C=tried["c"] * 200 / rows.sum(), tol=1e-8, max_iter=5000).fit(
+                z[rows], label[rows]
+            )
+            score[~rows, k] = z[~rows] @ fold.coef_[0]
+        truth = np.broadcast_to(label[:, None], train.shape)[~train]
+        loss = np.zeros((200, 10))
+        loss[~train] = logistic.recalibrate(score[~train], truth, 2.0)[0]
+        assert tried["loss"] == pytest.approx(loss.sum() / 400, abs=2e-4)
+        of_rows.append(loss.sum(axis=1) / 2)
+    least = int(np.argmin([loss.mean() for loss in of_rows]))
+    more = np.array(of_rows) - of_rows[least]
+    close = more.mean(axis=1) <= more.std(axis=1, ddof=1) / np.sqrt(200)
+    first = int(np.argmax(close))
+    assert first < least and path.c == path.tried[first]["c"]
+
+
 def test_reading_rows_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, label = two_classes(3000)
     whole = LinearProbe.fit(x, None, label)

@@ -1,0 +1,412 @@
+"""Evidence for mergers: what the kernels are, what they say of signals and of noise, and where it goes from there."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+from torch import Tensor
+
+from gwtwins.encoders import registry
+from gwtwins.encoders.cnn_gru import CnnGru
+from gwtwins.encoders.evidence import AFTER_MERGER, MOST, MergerEvidence, network_evidence
+from gwtwins.encoders.paired import PairedEncoder
+from gwtwins.encoders.stem import sine_gaussian_pairs
+from gwtwins.encoders.weights import load_encoder, save_encoder
+from gwtwins.probes.evaluate import fit_probe
+from gwtwins.probes.features import EVIDENCE_SCALES, FeatureMap, embed
+from gwtwins.probes.frame_statistic import FrameStatistic
+from gwtwins.probes.scan_windows import recurred
+from gwtwins.strain import mergers
+from gwtwins.strain.bank import BUFFER, WaveformBank
+from gwtwins.strain.errors import InputError
+from gwtwins.strain.mergers import merger_kernels, mergers_of
+from gwtwins.strain.noise import gaussian_noise
+from gwtwins.strain.psd import PSD
+from gwtwins.strain.simulated import SimulatedSource
+from toy_source import ToySource
+
+RATE, F_LOW, F_HIGH = 1024.0, 20.0, 500.0
+KERNEL, AFTER, STRIDE, FRAME = 256, 46, 4, 32
+UNIT = RATE / (2 * (F_HIGH - F_LOW))  # sum of the squares of a signal of SNR 1, where noise has variance 1
+SMALL = {"width": 8, "hidden": 8, "embedding": 16, "mergers": 5}
+BAND = RATE, F_LOW, F_HIGH
+
+
+@pytest.fixture(scope="module")
+def bank(small_source: SimulatedSource) -> WaveformBank:
+    return small_source.bank("train")
+
+
+@pytest.fixture(scope="module")
+def psd(small_source: SimulatedSource) -> PSD:
+    return small_source.psds["H1"]
+
+
+@pytest.fixture(scope="module")
+def kernels(bank: WaveformBank, psd: PSD) -> Tensor:
+    return merger_kernels(bank, psd, 16, KERNEL, AFTER, STRIDE, *BAND)
+
+
+@pytest.fixture(scope="module")
+def signals(bank: WaveformBank, psd: PSD) -> np.ndarray:
+    """The bank's signals, whitened, of unit energy and whole: (N, 4096), merger at sample 2048; in plain numpy."""
+    n = round(BUFFER * RATE)
+    frequency = np.arange(n // 2 + 1) / BUFFER
+    held = torch.view_as_complex(bank.waveform.float()).numpy()
+    spectrum = np.zeros((len(held), n // 2 + 1), complex)
+    inside = np.flatnonzero((frequency >= F_LOW) & (frequency < F_HIGH))
+    spectrum[:, inside] = held[:, inside - bank.k_low] / np.sqrt(psd.at(frequency[inside]))
+    x = np.roll(np.fft.irfft(spectrum, n), n // 2, axis=1)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def shares(x: np.ndarray, kernels: Tensor) -> np.ndarray:
+    """(N, K) of the energy of signals x (N, T), how much quadrature pairs hold at the best moment."""
+    spectrum, n = np.fft.rfft(x), x.shape[1]
+    held = []
+    for pair in kernels.numpy().astype(complex):
+        parts = [p / np.linalg.norm(p) for p in (pair.real, pair.imag)]
+        a, b = (np.fft.irfft(spectrum * np.fft.rfft(p, n).conj(), n) for p in parts)
+        held.append((a**2 + b**2).max(axis=1))
+    return np.stack(held, axis=1) / np.square(x).sum(axis=1, keepdims=True)
+
+
+def layer(kernels: Tensor, stride: int = STRIDE, frame: int = FRAME) -> MergerEvidence:
+    made = MergerEvidence(len(kernels), kernels.shape[1], stride, frame, 25.0, 480.0, RATE)
+    made.start_from(kernels, F_LOW, F_HIGH)
+    return made
+
+
+def natural(compressed: Tensor) -> Tensor:
+    """e of tanh(e / 15)."""
+    return MOST * torch.atanh(compressed.double())
+
+
+def noise(rows: int, seconds: float = 2.0, seed: int = 21) -> Tensor:
+    """Whitened noise (N, T) of variance 1."""
+    return gaussian_noise(seed, "evidence", 0, range(rows), 1, RATE, seconds, F_LOW, F_HIGH)[:, 0]
+
+
+# The kernels
+
+
+def test_kernels_have_unit_energy_and_are_in_quadrature(kernels: Tensor) -> None:
+    assert kernels.shape == (16, KERNEL) and kernels.dtype == torch.complex64
+    assert torch.linalg.vector_norm(kernels, dim=1).numpy() == pytest.approx(1.0, abs=1e-5)
+    assert kernels.real.square().sum(dim=1).numpy() == pytest.approx(0.5, abs=0.01)
+    assert (kernels.real * kernels.imag).sum(dim=1).abs().max() < 0.01
+    pairs = layer(3.0 * kernels).weight  # of any size
+    assert pairs.square().sum(dim=1).numpy() == pytest.approx(1.0 / UNIT, abs=1e-5)
+
+
+def test_the_loudest_moment_of_a_kernel_is_its_merger(kernels: Tensor) -> None:
+    """46 samples before its end, to 10 ms: the merger is the peak of the strain, and whitened strain has its own."""
+    assert layer(kernels).after == AFTER == round(AFTER_MERGER * RATE)
+    at = kernels.abs().argmax(dim=1) - (KERNEL - AFTER)
+    assert at.abs().max() <= 10
+
+
+def test_mergers_hold_more_of_the_squared_snr_than_any_burst_and_the_more_the_better(
+    kernels: Tensor, signals: np.ndarray
+) -> None:
+    """What the module says of itself: three tenths in the best sine-Gaussian, three quarters in sixteen mergers."""
+    held = shares(signals, kernels)
+    of_best = [held[:, :count].max(axis=1).mean() for count in (1, 2, 4, 8, 16)]
+    assert np.all(np.diff(of_best) > 0.02) and of_best[-1] > 0.75
+    frequency = torch.logspace(math.log10(25.0), math.log10(480.0), 24, dtype=torch.float64)
+    a, b = sine_gaussian_pairs(frequency, torch.full_like(frequency, 5.0), KERNEL, RATE).chunk(2)
+    burst = shares(signals, torch.complex(a, b)).max(axis=1).mean()
+    assert burst < 0.35 and of_best[0] > 1.3 * burst and of_best[-1] > 2.4 * burst
+
+
+def test_each_kernel_is_the_one_that_adds_most_to_those_before(
+    bank: WaveformBank, psd: PSD, kernels: Tensor, signals: np.ndarray
+) -> None:
+    """By shares counted plainly: no other of the bank's signals would have added 1% more."""
+    few = merger_kernels(bank, psd, 4, KERNEL, AFTER, STRIDE, *BAND)
+    assert torch.equal(few, kernels[:4])
+    every = merger_kernels(bank, psd, 64, KERNEL, AFTER, STRIDE, *BAND)
+    held = shares(signals, every)
+    best = np.zeros(len(held))
+    for chosen in range(16):
+        with_each = np.maximum(held, best[:, None]).mean(axis=0)
+        assert with_each[chosen] > with_each.max() - 0.01
+        best = np.maximum(best, held[:, chosen])
+
+
+# What they say of signals and noise
+
+
+def injected(signals: np.ndarray, snr: float, merger: int) -> Tensor:
+    """The signals (N, 2048), each of the given SNR, in no noise."""
+    return torch.from_numpy(signals[:, 2048 - merger : 4096 - merger] * snr * math.sqrt(UNIT)).float()
+
+
+def test_a_signal_gives_its_share_of_half_its_squared_snr_at_its_merger_and_nowhere_else(
+    kernels: Tensor, signals: np.ndarray
+) -> None:
+    """Asked at every sample, and but for the logarithm of the frame's 32 moments, of which the loudest is one."""
+    snr, merger = 12.5, 1296  # the middle of a frame, 31 ms long
+    found = natural(layer(kernels, 1)(injected(signals, snr, merger), 0, 64)).amax(dim=2).numpy()  # (N, frames)
+    wanted = shares(signals, kernels).max(axis=1) * snr**2 / 2
+    peak = found.max(axis=1)
+    np.testing.assert_array_equal(found.argmax(axis=1), merger // FRAME)
+    assert np.all(peak < wanted) and peak + math.log(32.0) == pytest.approx(wanted, rel=0.02)
+    away = np.abs(np.arange(64) - merger // FRAME) > 8  # a quarter of a second
+    assert np.all(found[:, away] < 0.1 * peak[:, None])
+
+
+@pytest.mark.parametrize(("stride", "most"), [(2, 0.05), (4, 0.13)])
+def test_what_falls_between_the_moments_is_little(
+    kernels: Tensor, signals: np.ndarray, stride: int, most: float
+) -> None:
+    """On average over signals and over where they lie between two moments."""
+    wanted = shares(signals, kernels).max(axis=1) * 72.0 - math.log(FRAME / stride)
+    made = layer(kernels, stride)
+    lost = []
+    for merger in range(1292, 1292 + stride):
+        found = natural(made(injected(signals, 12.0, merger), 0, 64)).amax(dim=(1, 2)).numpy()
+        lost.append(1.0 - found / wanted)
+    assert 0.0 < np.mean(lost) < most
+
+
+def test_evidence_grows_with_the_square_of_the_snr(kernels: Tensor, signals: np.ndarray) -> None:
+    at = {}
+    for snr in (10.0, 14.0):
+        found = layer(kernels, 1)(injected(signals, snr, 1296), 0, 64)
+        at[snr] = natural(found).amax(dim=(1, 2)).numpy() + math.log(32.0)
+    assert at[14.0] / at[10.0] == pytest.approx(1.96, rel=0.04)
+
+
+def test_noise_has_the_power_that_its_band_has(kernels: Tensor) -> None:
+    """Noise of variance 1 between 20 and 500 Hz has variance 1 in each direction, times what of a kernel is in it.
+
+    With one moment a frame, evidence is the power itself.
+    """
+    power = natural(layer(kernels, FRAME, FRAME)(noise(256), 0, 64))[:, 7:-2]
+    spectrum = torch.fft.fft(kernels.to(torch.complex128), 2048).abs().square()
+    frequency = np.abs(np.fft.fftfreq(2048, 1 / RATE))
+    share = spectrum[:, (frequency >= F_LOW) & (frequency < F_HIGH)].sum(dim=1) / spectrum.sum(dim=1)
+    assert share.min() > 0.9
+    # 14,000 moments, which are nearly independent: 0.8% each.
+    assert power.mean(dim=(0, 1)).numpy() == pytest.approx(share.numpy(), rel=0.04)
+    assert float(power.mean()) == pytest.approx(float(share.mean()), rel=0.015)
+
+
+# The formula
+
+
+def plainly(module: MergerEvidence, x: Tensor, frames: int) -> np.ndarray:
+    """(N, frames, K) by a loop over moments, float64."""
+    pairs, length = module.weight.double().numpy(), module.weight.shape[1]
+    k, stride, frame = module.count, module.stride, module.frame
+    beyond = frames * frame + 2 * length
+    rows = np.pad(x.double().numpy(), ((0, 0), (length, beyond)))
+    out = np.zeros((len(x), frames, k))
+    for f in range(frames):
+        power = []
+        for moment in range(f * frame + stride // 2, (f + 1) * frame, stride):
+            first = moment - (length - module.after) + length
+            pair = rows[:, first : first + length] @ pairs.T
+            power.append((pair[:, :k] ** 2 + pair[:, k:] ** 2) / 2)
+        out[:, f] = logsumexp(power, axis=0) - math.log(len(power))
+    return np.tanh(np.maximum(out, 0.0) / 15.0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "frame", "samples", "frames"),
+    [(256, 4, 32, 2048, 64), (256, 4, 32, 1792, 56), (384, 2, 32, 2048, 64), (97, 1, 8, 500, 62), (64, 64, 64, 640, 9)],
+)
+def test_evidence_is_its_formula(
+    bank: WaveformBank, psd: PSD, kernel: int, stride: int, frame: int, samples: int, frames: int
+) -> None:
+    made = MergerEvidence(3, kernel, stride, frame, 25.0, 480.0, RATE)
+    made.start_from(merger_kernels(bank, psd, 3, kernel, made.after, stride, *BAND), F_LOW, F_HIGH)
+    x = noise(6)[:, :samples] * torch.logspace(0, 2, 6)[:, None]  # as loud as glitches are
+    found = made(x, 0, frames)
+    assert found.shape == (6, frames, 3) and found.dtype == torch.float32
+    np.testing.assert_allclose(found, plainly(made, x, frames), atol=1e-5)
+
+
+def test_evidence_of_a_row_is_the_same_in_any_company(kernels: Tensor) -> None:
+    made, x = layer(kernels), noise(150)
+    together = made(x, 0, 64)
+    for rows in (slice(0, 1), slice(60, 70), slice(149, 150)):
+        assert torch.allclose(made(x[rows], 0, 64), together[rows], atol=1e-6)
+
+
+def test_evidence_lies_between_0_and_1(kernels: Tensor) -> None:
+    made = layer(kernels)
+    for size in (0.0, 1e-3, 1.0, 1e3, 1e6):
+        found = made(size * noise(4), 0, 64)
+        assert found.min() >= 0.0 and found.max() <= 1.0
+    assert made(torch.zeros(1, 2048), 0, 64).max() < 1e-6 and found.max() == 1.0
+
+
+def test_a_stretch_has_the_evidence_of_its_windows_away_from_their_ends(kernels: Tensor) -> None:
+    """A frame sees 210 samples before its moments and 46 after them: 7 frames and 2."""
+    made, x = layer(kernels), noise(3, 8.0)
+    whole = made(x, 0, 256)
+    for first in (5, 100, 192):
+        alone = made(x[:, first * FRAME : first * FRAME + 2048], 0, 64)
+        inside = whole[:, first : first + 64]
+        assert torch.allclose(alone[:, 7:-2], inside[:, 7:-2], atol=1e-6)
+        assert not torch.allclose(alone[:, :7], inside[:, :7], atol=1e-3)
+
+
+def test_the_evidence_of_a_network_is_each_mergers_and_that_of_all() -> None:
+    e = torch.tensor([[0.5, 2.0, 1.0], [30.0, 3.0, 300.0]], dtype=torch.float64)
+    found = network_evidence(torch.tanh(e / MOST))
+    counted = MOST * np.tanh(e.numpy() / MOST)  # small evidence for what it is, large for less
+    np.testing.assert_allclose(found[:, :3], counted)
+    np.testing.assert_allclose(found[:, 3], np.log(np.exp(counted).sum(axis=1)))
+    assert counted[0] == pytest.approx(e[0].numpy(), rel=0.05)
+
+
+# In the encoder
+
+
+def test_mergers_are_whitened_as_their_branch_hears_them(small_source: SimulatedSource) -> None:
+    def kernels_for(name: str) -> Tensor:
+        made = merger_kernels(small_source.bank("train"), small_source.psds[name], 5, KERNEL, AFTER, STRIDE, *BAND)
+        return layer(made).weight
+
+    own = {name: kernels_for(name) for name in small_source.detectors}
+    assert not torch.allclose(own["H1"], own["V1"], atol=1e-3)
+    apart = PairedEncoder("cnn_gru", SMALL, shared=False, psds=small_source.psds)
+    apart.start_from_mergers(mergers_of(small_source, "neutron_star"))  # the source's own, whatever is named
+    assert torch.equal(apart.hl.evidence.weight, own["H1"]) and torch.equal(apart.v.evidence.weight, own["V1"])
+    for present, first in ((("H1", "L1", "V1"), "H1"), (("L1", "V1"), "L1"), (("V1",), "V1")):
+        shared = PairedEncoder("cnn_gru", SMALL, psds={name: small_source.psds[name] for name in present})
+        shared.start_from_mergers(mergers_of(small_source, "standard"))
+        assert torch.equal(shared.hl.evidence.weight, own[first])
+
+
+def test_an_encoder_without_psds_keeps_its_bursts_and_one_without_frames_has_none(
+    small_source: SimulatedSource,
+) -> None:
+    bare, frameless = PairedEncoder("cnn_gru", SMALL), PairedEncoder("cnn_gru_2021", {"width": 4, "embedding": 16})
+    before = bare.hl.evidence.weight.clone()
+    for encoder in (bare, frameless):
+        encoder.start_from_mergers(mergers_of(small_source, "standard"))
+    assert torch.equal(bare.hl.evidence.weight, before) and (bare.evidence, frameless.evidence) == (6, 0)
+
+
+def test_what_absent_detectors_show_follows_the_mergers(small_source: SimulatedSource) -> None:
+    encoder = PairedEncoder("cnn_gru", SMALL, psds=small_source.psds).eval()
+    before = encoder.noise_reference().together
+    encoder.start_from_mergers(mergers_of(small_source, "standard"))
+    after = encoder.noise_reference().together
+    assert before is not None and after is not None
+    assert torch.equal(before[:, :-6], after[:, :-6])
+    assert (before[1:, -6:] - after[1:, -6:]).abs().mean() > 0.3
+
+
+def test_recorded_data_have_the_mergers_of_the_named_population(
+    cache: Path, psd: PSD, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mergers, "SIGNALS", 12)
+    args = psd, 4, KERNEL, AFTER, STRIDE, *BAND
+    heavy, light = (mergers_of(ToySource(), name) for name in ("high_mass", "low_mass"))
+    a, b = heavy(*args), light(*args)
+    assert a.shape == b.shape == (4, KERNEL)
+    # A heavy binary's merger is short: most of what there is of it lies in the last tenth of a second of the kernel.
+    late = [k[:, -102:].abs().square().sum(dim=1).mean() for k in (a, b)]
+    assert late[0] > 0.8 and late[0] > late[1] + 0.1
+    assert torch.equal(mergers_of(ToySource(), "high_mass")(*args), a)
+
+
+def test_fewer_waveforms_than_kernels_are_repeated(bank: WaveformBank, psd: PSD) -> None:
+    made = merger_kernels(bank, psd, 70, KERNEL, AFTER, STRIDE, *BAND)
+    assert made.shape == (70, KERNEL) and torch.isfinite(torch.view_as_real(made)).all()
+    assert torch.linalg.vector_norm(made, dim=1).numpy() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_encoder_is_saved_with_its_mergers(small_source: SimulatedSource, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    encoder = PairedEncoder("cnn_gru", SMALL, psds=small_source.psds).eval()
+    encoder.start_from_mergers(mergers_of(small_source, "standard"))
+    save_encoder(encoder, tmp_path, {})
+    again, x = load_encoder(tmp_path), noise(4)
+    which = torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        assert torch.equal(encoder.sequence(x, which), again.sequence(x, which))
+    assert again.evidence == 6 and not any("evidence" in name for name, _ in again.named_parameters())
+
+
+def test_an_encoder_without_mergers_has_no_evidence(tmp_path: Path) -> None:
+    encoder = PairedEncoder("cnn_gru", SMALL | {"mergers": 0}).eval()
+    save_encoder(encoder, tmp_path, {})
+    again, x = load_encoder(tmp_path), noise(4)
+    again.start_from_mergers(lambda *_: pytest.fail("there are none to be had"))
+    which = torch.zeros(4, dtype=torch.long)
+    with torch.no_grad():
+        frames = again.sequence(x, which)
+        together = again.network(x[:, None].expand(4, 3, 2048))[1]
+        assert torch.equal(frames, encoder.sequence(x, which))
+    assert again.evidence == 0 and frames.shape == (4, 16, 16)
+    assert together is not None and together.shape == (4, 32)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"merger_frames": 3}, "merger_frames 3, .*expected frames of 128 samples in whole strides"),
+        ({"merger_stride": 5}, "merger_stride 5, .*expected frames of 128 samples in whole strides"),
+        ({"merger_frames": 64}, "merger_frames 64, merger_stride 4"),
+        ({"merger_kernel": 2049}, "kernel 2049; .*kernels within the window"),
+        ({"mergers": -1}, "mergers"),
+        ({"mergers": 257}, "0 to 256"),
+        ({"merger_kernel": 4}, "8 to 4096"),
+    ],
+)
+def test_mergers_that_do_not_fit_are_refused(args: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        registry.build("cnn_gru", args)
+    if "mergers" not in args and "out of bounds" not in says and "8 to" not in says:
+        assert isinstance(registry.build("cnn_gru", args | {"mergers": 0}), CnnGru)  # no matter where there are none
+
+
+# In the probe
+
+
+def test_features_beside_evidence_are_small() -> None:
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(3000, 2, 4)).astype(np.float32)
+    y = (rng.normal(size=(3000, 9)) * np.linspace(0.8, 1.2, 9)).astype(np.float32)
+    features = FeatureMap("coherent").fit(x, together=y, evidence=3)
+    spread = features.transform(x, together=y).std(axis=0)
+    every, each, others = EVIDENCE_SCALES
+    assert every > each > others
+    assert spread == pytest.approx(np.array([others] * 14 + [each] * 2 + [every]), rel=0.01)
+    plain = FeatureMap("concat").fit(x, evidence=3).transform(x)
+    np.testing.assert_array_equal(plain, FeatureMap("concat").fit(x).transform(x))
+
+
+def test_the_statistic_of_a_window_is_the_probes_decision_with_evidence(small_source: SimulatedSource) -> None:
+    """In every network, up to a constant of each: frames are rounded to 1/8191, evidence to 0.002."""
+    torch.manual_seed(3)
+    encoder = PairedEncoder("cnn_gru", SMALL, psds=small_source.psds).eval().requires_grad_(False)
+    encoder.start_from_mergers(mergers_of(small_source, "standard"))
+    train = embed(encoder, small_source, "labelled", progress=False)
+    assert train.evidence == 6 and train.together is not None
+    probe = fit_probe(train, np.arange(64), "coherent", 0)
+    statistic = FrameStatistic.of(encoder, probe)
+    assert statistic.evidence.all() and len(statistic.evidence) == 6
+    strain = encoder.decimate(next(iter(small_source.batches("test", 64))).strain)
+    frames = [recurred(encoder, encoder.local(strain[:, d], torch.full((64,), d)).numpy(), d) for d in range(3)]
+    for network in range(1, 8):
+        here = [d for d in range(3) if network >> d & 1]
+        present = torch.tensor([d in here for d in range(3)]).expand(64, 3)
+        embedding, together = encoder.network(strain, present)
+        assert together is not None
+        decision = probe.decision(embedding.numpy(), present.numpy(), together.numpy())
+        found = statistic.of_versions({d: frames[d] for d in here})
+        assert found[7] == pytest.approx(statistic.of_window({d: frames[d][:, 7] for d in here}), abs=1e-5)
+        assert np.ptp(found - decision) < 0.05 * np.std(decision) + 0.01
