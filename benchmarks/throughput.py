@@ -4,10 +4,12 @@
     python benchmarks/throughput.py --json OUT      the same figures as JSON
 
 A training sample is one row: two views through the encoder and the projector, loss, gradient, clipping and AdamW; an
-embedding window is one detector's 2 s. For these two data are made beforehand, whole windows, and the networks alone
-are timed, in torch's own threads; the encoders take turns, repeat by repeat, so that a machine that slows down slows
-both. Pretraining is train_ssl.py itself with each encoder's configuration (configs/demo.yaml, configs/g2net_2021.yaml
-with --batch rows): rows made, views cut, lanes, checks, metrics; the median over the lines of its metrics.jsonl.
+embedding window is one detector's 2 s, and so is one of a network, from three of which comes all that a probe looks at:
+embeddings, what detectors show together, evidence. For these three data are made beforehand, whole windows, and the
+networks alone are timed, in torch's own threads; the encoders take turns, repeat by repeat, so that a machine that
+slows down slows both. Pretraining is train_ssl.py itself with each encoder's configuration (configs/demo.yaml,
+configs/g2net_2021.yaml with --batch rows): rows made, views cut, lanes, checks, metrics; the median over the lines of
+its metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -81,12 +83,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
-    rates: dict[str, dict[str, list[float]]] = {name: {"train": [], "embed": [], "pretrain": []} for name in SUBJECTS}
+    what = "train", "embed", "network", "pretrain"
+    rates: dict[str, dict[str, list[float]]] = {name: {key: [] for key in what} for name in SUBJECTS}
     modules = {name: make(name, args.device) for name in SUBJECTS}
     parameters = {name: sum(p.numel() for p in module.encoder.parameters()) for name, module in modules.items()}
     for repeat in range(args.repeats + 1):
         for name, module in modules.items():
-            n, rows = module.encoder.samples, args.batch
+            encoder, n, rows = module.encoder, module.encoder.samples, args.batch
             x = torch.randn(2, rows, n, generator=generator).to(args.device)
             detector = torch.arange(rows, device=args.device) % 2  # H1 and L1 by turns, against V1
             views = Views(x[0], x[1], detector, torch.full_like(detector, 2), torch.arange(rows))
@@ -95,10 +98,13 @@ def main() -> None:
             trained = timed(lambda m=module, o=optimiser, v=views: train_step(m, o, v), args.device)
             module.eval()
             with torch.inference_mode():
-                embedded = timed(lambda m=module, v=x[0], d=detector: m.encoder.encode(v, d), args.device)
+                embedded = timed(lambda e=encoder, v=x[0], d=detector: e.encode(v, d), args.device)
+                three = x[0].expand(3, -1, -1).transpose(0, 1).contiguous()  # (rows, 3, T)
+                looked_at = timed(lambda e=encoder, v=three: e.network(v), args.device)
             if repeat:
                 rates[name]["train"].append(rows / trained)
                 rates[name]["embed"].append(rows / embedded)
+                rates[name]["network"].append(3 * rows / looked_at)
     with tempfile.TemporaryDirectory() as folder:
         for name in SUBJECTS:
             rates[name]["pretrain"] = pretraining(name, args.batch, args.device, Path(folder) / name)
@@ -106,18 +112,19 @@ def main() -> None:
         f"batch {args.batch}, {args.repeats} repeats, {torch.get_num_threads()} threads, {args.device}; "
         "median (min-max)\n"
     )
-    print("| encoder | parameters | training, samples/s | embedding, windows/s | pretraining, samples/s |")
-    print("|---|---|---|---|---|")
+    titles = "training, samples/s | embedding, windows/s | of networks, windows/s | pretraining, samples/s"
+    print(f"| encoder | parameters | {titles} |")
+    print("|---|---|---|---|---|---|")
     for name, measured in rates.items():
         cells = [f"{statistics.median(r):,.1f} ({min(r):,.1f}-{max(r):,.1f})" for r in measured.values()]
         print(f"| `{name}` | {parameters[name] / 1e6:.2f} M | {' | '.join(cells)} |")
     ratio = {
         k: [a / b for a, b in zip(rates["cnn_gru"][k], rates["cnn_gru_2021"][k], strict=True)]
-        for k in ("train", "embed")
+        for k in ("train", "embed", "network")
     }
     cells = [f"{statistics.median(r):.0f} ({min(r):.0f}-{max(r):.0f})" for r in ratio.values()]
     pretrained = statistics.median(rates["cnn_gru"]["pretrain"]) / statistics.median(rates["cnn_gru_2021"]["pretrain"])
-    print(f"| ratio | | {cells[0]} | {cells[1]} | {pretrained:.0f} |")
+    print(f"| ratio | | {' | '.join(cells)} | {pretrained:.0f} |")
     if args.json:
         args.json.write_text(json.dumps({"batch": args.batch, "device": args.device, "rates": rates, "ratio": ratio}))
 

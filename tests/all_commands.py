@@ -44,7 +44,7 @@ def everything() -> None:
     for name in ("H1", "L1"):
         write_strain(Path("strain"), name, 24, None)
     where = ["--weights", "pretrain", "--probe", "probe", "--out", "scan"]
-    scan(["strain", *where, "--slides", "5", "--loudest", "1", "--device", "cpu"])
+    scan(["strain", *where, "--slides", "5", "--loudest", "1", "--threshold", "-4", "--device", "cpu"])
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def by_hand(statistic: FrameStatistic, frames: np.ndarray, good: np.ndarray, sta
     if present:
         stat += float(statistic.together @ added.max(0)[:c])
     if present and k > 0:
-        natural = 160.0 * added[:, c:].reshape(-1, k).max(0)  # evidence, in natural units
+        natural = 15.0 * added[:, c:].reshape(-1, k).max(0)  # evidence, in natural units
         stat += float(statistic.evidence @ np.append(natural, logsumexp(natural)))
     return stat + statistic.constant[present], present
 

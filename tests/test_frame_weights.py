@@ -47,7 +47,7 @@ def pooled_frames(encoder: PairedEncoder, x: torch.Tensor) -> list[np.ndarray]:
 
 def evidence_of(total: np.ndarray, learnt: int, mergers: int = 16) -> np.ndarray:
     """(N, K + 1) of the detectors' added frames (N, L, C): each merger's, and that of all of them, in natural units."""
-    natural = 160.0 * total[:, :, learnt:].reshape(len(total), -1, mergers).max(axis=1)
+    natural = 15.0 * total[:, :, learnt:].reshape(len(total), -1, mergers).max(axis=1)
     return np.concatenate([natural, logsumexp(natural, axis=1, keepdims=True)], axis=1)
 
 

@@ -181,7 +181,7 @@ def test_a_second_command_is_refused_while_the_first_is_at_work(
     module, at = {"probe": (evaluate, "evaluate"), "scan": (scan, "scan")}[kind]
     command, argv = {
         "probe": (eval_probe.probe, ["--frac", "40", "--label-counts", "[]", "--templates", "0", *SMALL, *SEEDED]),
-        "scan": (scan_strain.scan, [str(made / "strain"), "--slides", "5", "--loudest", "0", "--device", "cpu"]),
+        "scan": (scan_strain.scan, [str(made / "strain"), "--slides", "5", "--loudest", "0", "--threshold", "-4"]),
     }[kind]
     argv = [*argv, "--weights", str(made / "pretrain"), "--out", str(out)]
     argv += ["--probe", str(made / "probe")] if kind == "scan" else []
