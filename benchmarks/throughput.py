@@ -99,6 +99,7 @@ def main() -> None:
             module.eval()
             with torch.inference_mode():
                 embedded = timed(lambda e=encoder, v=x[0], d=detector: e.encode(v, d), args.device)
+                encoder.noise_reference()  # once for as long as the weights stay what they are
                 three = x[0].expand(3, -1, -1).transpose(0, 1).contiguous()  # (rows, 3, T)
                 looked_at = timed(lambda e=encoder, v=three: e.network(v), args.device)
             if repeat:
