@@ -26,7 +26,7 @@ from gwtwins.probes.sliding import loudest_within
 Array = NDArray[np.float64]
 
 RING_SECONDS = 1024.0
-"""Strain that is moved in one ring at most: the frames of its windows in three detectors take 50 MB."""
+"""Strain that is moved in one ring at most: the frames of its windows in three detectors take 100 MB."""
 BRIDGED_SECONDS = 64.0
 """A ring goes on across such a time without two detectors, in which there are no coincident windows."""
 REMOVED_SECONDS = 2.0

@@ -194,7 +194,7 @@ def test_of_few_rows_the_strongest_penalty_within_a_standard_error_is_chosen(mon
     for tried in path.tried:
         score = np.zeros((200, 10))
         for k, rows in enumerate(train.T):
-            fold = LogisticRegression(C=tried["c"] * 200 / rows.sum(), tol=1e-8, max_iter=5000).fit(
+            fold = LogisticRegression(C=tried["c"] * 200 / rows.sum(), tol=1e-6, max_iter=5000).fit(
                 z[rows], label[rows]
             )
             score[~rows, k] = z[~rows] @ fold.coef_[0]
