@@ -8,7 +8,7 @@ frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -85,7 +85,10 @@ class FrameStatistic:
     def own(self, frames: Frames, detector: int) -> NDArray[np.float32]:
         """(W,) what the detector's frames (n, W, channels) add by themselves."""
         frames = frames[:, :, : self.together.size]
-        out = _loudest([frames]) @ (self.maximum[detector] * FRAME_UNIT).astype(np.float32)
+        on_maximum = (self.maximum[detector] * FRAME_UNIT).astype(np.float32)
+        out = np.empty(frames.shape[1], np.float32)
+        for rows, peak in _loudest([frames]):
+            out[rows] = peak.astype(np.float32) @ on_maximum
         on_sum = (self.mean[detector] * (FRAME_UNIT / self.frames)).astype(np.float32)
         for a in range(0, len(out), _CHUNK):
             out[a : a + _CHUNK] += frames[:, a : a + _CHUNK].sum(axis=0, dtype=np.float32) @ on_sum
@@ -154,12 +157,14 @@ class FrameStatistic:
 
     def _together(self, strips: Sequence[Frames]) -> NDArray[np.float32]:
         """(W,) what the frames ``strips`` (n, W, channels) of some detectors, added, add to the statistic."""
-        loudest = _loudest(strips)
         c, k = self.together.size, self.evidence.size - 1
-        out = loudest[:, :c] @ (self.together * np.float32(FRAME_UNIT))
-        if k > 0:
-            of_each = loudest[:, c:].reshape(len(loudest), -1, k).max(axis=1) * np.float32(FRAME_UNIT)
-            out += network_evidence(torch.from_numpy(of_each)).numpy() @ self.evidence
+        on_maximum = self.together * np.float32(FRAME_UNIT)
+        out = np.empty(strips[0].shape[1], np.float32)
+        for rows, peak in _loudest(strips):
+            out[rows] = peak[:, :c].astype(np.float32) @ on_maximum
+            if k > 0:
+                of_each = peak[:, c:].reshape(len(peak), -1, k).max(axis=1) * np.float32(FRAME_UNIT)
+                out[rows] += network_evidence(torch.from_numpy(of_each)).numpy() @ self.evidence
         return out
 
     def _means(self, noise: Sequence[Frames]) -> Array:
@@ -173,10 +178,12 @@ class FrameStatistic:
         return out
 
 
-def _loudest(strips: Sequence[Frames]) -> NDArray[np.float32]:
-    """(W, channels) maximum over time of the sum of up to four ``strips`` (n, W, channels), in units of FRAME_UNIT."""
+def _loudest(strips: Sequence[Frames]) -> Iterator[tuple[slice, Frames]]:
+    """Some windows at a time: the maximum over time (w, channels) of the sum of at most four ``strips`` (n, W, channels).
+
+    What is given is overwritten by the next.
+    """
     n, windows, channels = strips[0].shape
-    out = np.empty((windows, channels), np.float32)
     added, loudest = np.empty((2, min(_CHUNK, windows), channels), np.int16)
     for a in range(0, windows, _CHUNK):
         b = min(a + _CHUNK, windows)
@@ -187,8 +194,7 @@ def _loudest(strips: Sequence[Frames]) -> NDArray[np.float32]:
             for other in strips[1:]:
                 x = np.add(x, other[t, a:b], out=frame)
             np.maximum(peak, x, out=peak)
-        out[a:b] = peak
-    return out
+        yield slice(a, b), peak
 
 
 def noise_frames(encoder: PairedEncoder) -> tuple[list[Frames], list[Frames]]:
