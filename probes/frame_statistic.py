@@ -179,7 +179,7 @@ class FrameStatistic:
 
 
 def _loudest(strips: Sequence[Frames]) -> Iterator[tuple[slice, Frames]]:
-    """Some windows at a time: the maximum over time (w, channels) of the sum of at most four ``strips`` (n, W, channels).
+    """The maximum over time of the sum of up to four strips (n, W, channels): of some windows at a time, (w, channels).
 
     What is given is overwritten by the next.
     """
