@@ -122,10 +122,12 @@ class PairedEncoder(nn.Module):
 
         ``kernels(psd, count, samples, samples after the merger, stride, rate, f_low, f_high)`` gives (count, samples).
         """
-        for name in reversed(self.detectors):
+        started: list[MergerEvidence] = []
+        for name in self.detectors:
             branch: Any = self.v if BRANCH[name] == "v" else self.hl
             module = getattr(branch, "evidence", None)
-            if isinstance(module, MergerEvidence) and name in self.psds:
+            if isinstance(module, MergerEvidence) and name in self.psds and module not in started:
+                started.append(module)
                 shape = module.count, module.weight.shape[1], module.after, module.stride
                 band = self.f_low, self.f_high
                 module.start_from(kernels(self.psds[name], *shape, self.rate, *band), *band)
