@@ -58,7 +58,7 @@ class CnnGruConfig:
     """Units of the GRU in each direction."""
     pooling: str = field(default="mean_max", metadata={"choices": tuple(POOLINGS)})
     """How frames become one vector."""
-    pool_from: float = bounded(1.0, 0.0, 64.0)
+    pool_from: float = bounded(1.125, 0.0, 64.0)
     """Seconds into a window from which frames are pooled, the others give context: mergers lie near a window's end."""
     embedding: int = bounded(128, 4, 8192)
     """Numbers in the embedding."""
@@ -68,7 +68,7 @@ class CnnGruConfig:
     """Samples of each."""
     merger_stride: int = bounded(4, 1, 64)
     """Samples between the moments at which they are laid over the strain."""
-    merger_frames: int = bounded(4, 1, 64)
+    merger_frames: int = bounded(8, 1, 64)
     """Frames of evidence in each of the GRU's."""
 
 
@@ -118,17 +118,17 @@ class CnnGru(nn.Module):
             band = c.f_low, c.f_high, c.rate
             self.evidence = MergerEvidence(c.mergers, c.merger_kernel, c.merger_stride, fine, *band)
 
-    def local(self, x: Tensor, evidence: bool = True, first: int = 0) -> Tensor:
+    def local(self, x: Tensor, far: Tensor | None, first: int = 0) -> Tensor:
         """(N, 1, T) of any length to what can be said of each frame by itself, (N, L, C').
 
-        First what the convolutions make of it, then, unless it is not wanted, the evidence in the frame; 0 in frames
-        before the ``first`` for which it is wanted.
+        First what the convolutions make of it, then the evidence in the frame of rows that come from ``far`` (N,) or
+        near detectors (`gwtwins.encoders.evidence`), 0 in frames before the ``first``; None where it is not wanted.
         """
         learnt = self.convolved(x)
-        if self.evidence is None or not evidence:
+        if self.evidence is None or far is None:
             return learnt
         frames, each = learnt.shape[1] - first, self.config.merger_frames
-        fine = self.evidence(x[:, 0], first * each, frames * each)  # (N, frames merger_frames, K)
+        fine = self.evidence(x[:, 0], far, first * each, frames * each)  # (N, frames merger_frames, K)
         fine = fine.unflatten(1, (frames, each)).flatten(2)
         return torch.cat([learnt, nn.functional.pad(fine, (0, 0, first, 0))], 2)
 
@@ -183,13 +183,13 @@ class CnnGru(nn.Module):
             made = self.gru(learnt)[0]
         return torch.cat([made, evidence], 2) if evidence.shape[2] else made
 
-    def sequence(self, x: Tensor, evidence: bool = True) -> Tensor:
-        """(N, 1, T) to frames in time, (N, L, C)."""
-        return self.recur(self.local(x, evidence))
+    def sequence(self, x: Tensor, far: Tensor | None = None) -> Tensor:
+        """(N, 1, T) to frames in time, (N, L, C), with evidence as `local` has it."""
+        return self.recur(self.local(x, far))
 
-    def window_frames(self, x: Tensor) -> Tensor:
+    def window_frames(self, x: Tensor, far: Tensor) -> Tensor:
         """Windows (N, 1, T) to those of their frames that are pooled, (N, L', C)."""
-        return self.recur(self.local(x, first=self.pool_start))[:, self.pool_start :]
+        return self.recur(self.local(x, far, self.pool_start))[:, self.pool_start :]
 
     def embed(self, sequence: Tensor) -> Tensor:
         """Frames (N, L, C), with evidence or without, to embeddings (N, E), which are made of what is learnt alone."""
@@ -208,7 +208,7 @@ class CnnGru(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Windows (N, 1, T) to (N, E)."""
-        return self.embed(self.sequence(x, evidence=False)[:, self.pool_start :])
+        return self.embed(self.sequence(x)[:, self.pool_start :])
 
 
 def _on_frames(layer: nn.Module, frames: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ start from mergers of the population that is searched (`gwtwins.strain.mergers`)
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,27 @@ AFTER_MERGER = 0.045
 """Seconds of a kernel after the merger: the ringdown."""
 MOST = 15.0
 """Evidence e of a detector counts as MOST tanh(e / MOST): what one detector alone says, a glitch, does not outvote the
-others. 15 is what a signal of SNR 5.5 gives."""
+others. 15 is what a signal of SNR 6 gives."""
+_OVERFLOW = 60.0  # exp of more might; tanh(60 / MOST) is 0.999
 _AT_ONCE = 64  # rows: what is between strain and evidence then stays in the cache
+
+
+@dataclass(frozen=True)
+class Site:
+    """What is known beforehand of a detector among others. Evidence is added frame by frame, and a signal reaches them
+    one after the other."""
+
+    beyond: float
+    """Seconds that a frame looks at on either side of itself, so that arrivals in two detectors share a frame."""
+    share: float
+    """Of P: with a complex amplitude that is normal with variance v in each quadrature the likelihood ratio grows as
+    exp(v / (1 + v) P). What a detector is often too deaf to hear, noise may not say much about."""
+
+
+NEAR = Site(beyond=0.004, share=0.85)
+"""Hanford and Livingston, 10 ms apart."""
+FAR = Site(beyond=0.0235, share=0.7)
+"""Virgo and KAGRA, up to 27 ms from them, of half their reach."""
 
 
 class MergerEvidence(nn.Module):
@@ -28,7 +48,8 @@ class MergerEvidence(nn.Module):
 
     With a quadrature pair (a, b) in which noise has variance 1, P = (a^2 + b^2) / 2 is half the squared SNR, and exp(P)
     the likelihood ratio of a signal of that shape against noise, at its most likely amplitude and phase. A frame's
-    evidence e is the logarithm of the mean of exp(P) over the moments in it; it is given as tanh(e / MOST).
+    evidence e is the logarithm of the mean of exp(share P) over the moments in it and `Site.beyond` it; it is given as
+    tanh(e / MOST).
 
     Args:
         count: K quadrature pairs.
@@ -63,29 +84,45 @@ class MergerEvidence(nn.Module):
         self.weight.copy_(pairs / pairs.norm(dim=1, keepdim=True) * math.sqrt(2 * (f_high - f_low) / self.rate))
 
     @torch.no_grad()
-    def forward(self, x: Tensor, first: int, frames: int) -> Tensor:
+    def forward(self, x: Tensor, far: Tensor, first: int, frames: int) -> Tensor:
         """(N, T) to ``frames`` of its frames from ``first`` on, (N, frames, K), between 0 and 1.
 
-        Before and after the T samples there is nothing.
+        ``far`` (N,) bool tells the rows of `FAR` detectors from those of `NEAR` ones. Before and after the T samples
+        there is nothing.
         """
+        if not far.any() or far.all():
+            return self._at(FAR if len(far) and far[0] else NEAR, x, first, frames)
+        out = x.new_empty(len(x), frames, self.count)
+        out[far], out[~far] = self._at(FAR, x[far], first, frames), self._at(NEAR, x[~far], first, frames)
+        return out
+
+    def _at(self, site: Site, x: Tensor, first: int, frames: int) -> Tensor:
         moments, kernel = self.frame // self.stride, self.weight.shape[1]
+        whole, some = divmod(round(site.beyond * self.rate / self.stride), moments)  # frames and moments beyond a frame
+        margin = whole + bool(some)
+        first, every = first - margin, frames + 2 * margin
         before = kernel - self.after - self.stride // 2  # the merger of a frame's first moment lies half a stride in it
         length = kernel + self.frame - self.stride
         before -= first * self.frame
-        x = nn.functional.pad(x, (before, (frames - 1) * self.frame + length - before - x.shape[1]))
+        x = nn.functional.pad(x, (before, (every - 1) * self.frame + length - before - x.shape[1]))
         # What a frame sees lies together, and all of its moments come out of one product of matrices.
-        every = self.weight.new_zeros(length, moments, 2 * self.count)
+        kernels = self.weight.new_zeros(length, moments, 2 * self.count)
         for i in range(moments):
-            every[i * self.stride : i * self.stride + kernel, i] = self.weight.T
-        every = every.flatten(1)
-        parts = [x] if torch.compiler.is_compiling() else x.split(_AT_ONCE)
+            kernels[i * self.stride : i * self.stride + kernel, i] = self.weight.T * math.sqrt(0.5 * site.share)
+        kernels = kernels.flatten(1)
         out = []
-        for part in parts:
-            rows = part.unfold(1, length, self.frame).reshape(len(part) * frames, length)
-            a, b = (rows @ every).view(len(rows), moments, 2, self.count).unbind(2)
-            power = torch.addcmul(a * a, b, b).mul_(0.5)
-            evidence = torch.logsumexp(power, 1).sub_(math.log(moments)).clamp_min_(0.0)
-            out.append(evidence.div_(MOST).tanh_().view(len(part), frames, self.count))
+        for part in x.split(_AT_ONCE):
+            rows = part.unfold(1, length, self.frame).reshape(len(part) * every, length)
+            a, b = (rows @ kernels).view(len(part), every, moments, 2, self.count).unbind(3)
+            ratio = torch.addcmul(a * a, b, b).clamp_(max=_OVERFLOW).exp_()  # (n, every, moments, K)
+            each = ratio.sum(2)
+            total = each[:, margin : margin + frames].clone()
+            for k in range(1, whole + 1):
+                total += each[:, margin - k : margin - k + frames] + each[:, margin + k : margin + k + frames]
+            if some:
+                total += ratio[:, :frames, moments - some :].sum(2) + ratio[:, every - frames :, :some].sum(2)
+            count = (1 + 2 * whole) * moments + 2 * some
+            out.append(total.div_(count).log_().clamp_min_(0.0).div_(MOST).tanh_())
         return torch.cat(out)
 
 

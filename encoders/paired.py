@@ -92,7 +92,7 @@ class PairedEncoder(nn.Module):
     def encode(self, x: Tensor, detector: Tensor) -> Tensor:
         """Rows of single detectors (N, T) to (N, E); ``detector`` (N,) indexes `detectors`."""
         x = self.decimate(x)[:, None].float().contiguous()
-        return self._by_branch(lambda branch, rows: branch(rows), x, detector)
+        return self._by_branch(lambda branch, rows, _: branch(rows), x, detector)
 
     @property
     def frames(self) -> bool:
@@ -116,6 +116,11 @@ class PairedEncoder(nn.Module):
         """How many of the numbers that detectors show together, the last ones, are evidence for mergers; 0 for none."""
         module = getattr(self.hl, "evidence", None)
         return module.count + 1 if isinstance(module, MergerEvidence) else 0
+
+    @property
+    def evidence_channels(self) -> int:
+        """How many channels of `local` and `sequence`, the last ones, hold evidence: merger by merger, moment by moment."""
+        return (self.evidence - 1) * self.hl.config.merger_frames if self.evidence else 0  # type: ignore[union-attr,operator]
 
     def start_from_mergers(self, kernels: Callable[..., Tensor]) -> None:
         """Take mergers for the evidence, whitened by the PSD of the first detector of each branch that has one.
@@ -143,11 +148,12 @@ class PairedEncoder(nn.Module):
         """
         if not self.frames:
             raise InputError(f"encoder {self.name}", "embeds whole windows, without frames in time", "cnn_gru")
-        return self._by_branch(lambda branch, rows: branch.local(rows), x[:, None].float().contiguous(), detector)
+        rows = x[:, None].float().contiguous()
+        return self._by_branch(lambda branch, rows, far: branch.local(rows, far), rows, detector)
 
     def recur(self, local: Tensor, detector: Tensor) -> Tensor:
         """The frames (N, L, C) of windows, from their `local` frames (N, L, C'); the GRU starts anew in each."""
-        return self._by_branch(lambda branch, rows: branch.recur(rows), local, detector)
+        return self._by_branch(lambda branch, rows, _: branch.recur(rows), local, detector)
 
     def sequence(self, x: Tensor, detector: Tensor) -> Tensor:
         """Frames (N, L, C) of rows of single detectors (N, T): of a window those from `pool_start` on are pooled.
@@ -171,7 +177,7 @@ class PairedEncoder(nn.Module):
         if not self.frames:
             return self.encode(x, detector)
         rows = x[:, None].float().contiguous()
-        return self._by_branch(lambda branch, x: branch.embed(branch.sequence(x, evidence=False)), rows, detector)
+        return self._by_branch(lambda branch, x, _: branch.embed(branch.sequence(x)), rows, detector)
 
     @torch.no_grad()
     def noise_reference(self) -> NoiseReference:
@@ -234,7 +240,7 @@ class PairedEncoder(nn.Module):
             embedding[here] = self.encode(strain[here], which).float()
             return embedding, None
         rows = self.decimate(strain[here])[:, None].float().contiguous()
-        sequence = self._by_branch(lambda branch, x: branch.window_frames(x), rows, which).float()  # (N, L, C)
+        sequence = self._by_branch(lambda branch, x, far: branch.window_frames(x, far), rows, which).float()  # (N, L, C)
         embedding[here] = self._embed(sequence, which).float()
         frames = sequence.new_zeros(b, d, *sequence.shape[1:])
         frames[here] = sequence
@@ -244,18 +250,18 @@ class PairedEncoder(nn.Module):
 
     def _embed(self, sequence: Tensor, detector: Tensor) -> Tensor:
         """Frames (N, L, C) to embeddings (N, E)."""
-        return self._by_branch(lambda branch, s: branch.embed(s), sequence, detector)
+        return self._by_branch(lambda branch, s, _: branch.embed(s), sequence, detector)
 
-    def _by_branch(self, function: Callable[[Any, Tensor], Tensor], x: Tensor, detector: Tensor) -> Tensor:
-        """``function(encoder of its detector, rows)`` for rows x (N, ...)."""
+    def _by_branch(self, function: Callable[[Any, Tensor, Tensor], Tensor], x: Tensor, detector: Tensor) -> Tensor:
+        """``function(encoder of its detector, rows, far)`` for rows x (N, ...); far (N,) bool: those of V1 and K1."""
+        far = torch.tensor([BRANCH[name] == "v" for name in self.detectors], device=x.device)[detector]
         if self.shared:
-            return function(self.hl, x)
-        is_v = torch.tensor([BRANCH[name] == "v" for name in self.detectors], device=x.device)[detector]
-        if is_v.all() or not is_v.any():
-            return function(self.v if is_v.all() else self.hl, x)
-        first, second = function(self.hl, x[~is_v]), function(self.v, x[is_v])
+            return function(self.hl, x, far)
+        if far.all() or not far.any():
+            return function(self.v if far.all() else self.hl, x, far)
+        first, second = function(self.hl, x[~far], far[~far]), function(self.v, x[far], far[far])
         out = first.new_empty(len(x), *first.shape[1:])
-        out[~is_v], out[is_v] = first, second
+        out[~far], out[far] = first, second
         return out
 
     def forward(self, strain: Tensor, present: Tensor | None = None, whitened: bool = True) -> Tensor:

@@ -141,12 +141,12 @@ def slide_ring(windows: Windows, statistic: FrameStatistic, ring: Ring, settings
     frames, ok = windows.of(ring.first, ring.stop)
     which = [statistic.detectors.index(name) for name in windows.store.detectors]
     ok[:, ring.frames - statistic.frames + 1 :] = False  # those would reach beyond the ring
-    own = own_statistics(statistic, list(frames), ok, which)
+    own = own_statistics(statistic, frames, ok, which)
     found: list[tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.int64]]] = []
     slide: list[NDArray[np.int64]] = []
     count = np.zeros(256, np.int64)
     for i, shift in enumerate(ring.shifts):
-        stat, network = statistic.combined(list(frames), own, ok, which, shift.tolist(), at_least=2)
+        stat, network = statistic.combined(frames, own, ok, which, shift.tolist(), at_least=2)
         stat, network = stat[:: settings.step], network[:: settings.step]
         count += np.bincount(network[np.isfinite(stat)], minlength=256)
         at = np.flatnonzero(loudest_within(stat, settings.reach) & (stat >= settings.threshold))
@@ -164,7 +164,7 @@ def slide_ring(windows: Windows, statistic: FrameStatistic, ring: Ring, settings
 def own_statistics(
     statistic: FrameStatistic, frames: Sequence[Frames], ok: NDArray[np.bool_], which: Sequence[int]
 ) -> NDArray[np.float32]:
-    """What each detector adds by itself to its W windows, (K, W), of K arrays (n, W, C); 0 where it is not ok."""
+    """What each detector adds by itself to its W windows, (K, W), of K detectors; 0 where it is not ok."""
     own = np.zeros(ok.shape, np.float32)
     for row, windows, here, d in zip(own, frames, ok, which, strict=True):
         if here.any():

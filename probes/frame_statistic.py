@@ -82,9 +82,9 @@ class FrameStatistic:
         """The mean statistic of Gaussian noise: with no detector at all, each is taken to hear it."""
         return float(self.constant[0])
 
-    def own(self, frames: Frames, detector: int) -> NDArray[np.float32]:
-        """(W,) what the detector's frames (n, W, channels) add by themselves."""
-        frames = frames[:, :, : self.together.size]
+    def own(self, windows: Frames, detector: int) -> NDArray[np.float32]:
+        """(W,) what the detector's W windows add by themselves."""
+        frames = windows.learnt
         on_maximum = (self.maximum[detector] * FRAME_UNIT).astype(np.float32)
         out = np.empty(frames.shape[1], np.float32)
         for rows, peak in _loudest([frames]):
@@ -106,7 +106,7 @@ class FrameStatistic:
         """The statistic of L windows, one a frame, of K detectors, moved against each other in a ring.
 
         Args:
-            frames: K arrays (n, L, channels).
+            frames: of K detectors, L windows each.
             own: (K, L) of `own`.
             ok: (K, L) bool: the detector was recording well during the window.
             which: K indices into `detectors`.
@@ -132,20 +132,16 @@ class FrameStatistic:
                 if enough[a]:
                     on = [k for k in range(len(which)) if here[k, a]]
                     begin = [(a + moved[k]) % length for k in on]
-                    strips = [frames[k][:, p : p + b - a] for k, p in zip(on, begin, strict=True)]
+                    strips = [frames[k].part(p, p + b - a) for k, p in zip(on, begin, strict=True)]
                     stat[a:b] += self._together(strips)
         return np.where(enough, stat, -np.inf).astype(np.float32), present
 
     def of_window(self, frames: dict[int, Frames]) -> float:
-        """The statistic of one window, of n frames (n, channels) of each detector that is present, by its number."""
-        stat = float(self.constant[sum(1 << d for d in frames)])
-        stat += sum(float(self.own(rows[:, None], d)[0]) for d, rows in frames.items())
-        if frames and self._looks_together:
-            stat += float(self._together([rows[:, None] for rows in frames.values()])[0])
-        return stat
+        """The statistic of one window, from that of each detector that is present, by its number."""
+        return float(self.of_versions(frames)[0])
 
     def of_versions(self, frames: dict[int, Frames]) -> Array:
-        """The statistic (W,) of W windows with one set of detectors, frames (n, W, channels) of each by its number."""
+        """The statistic (W,) of W windows with one set of detectors, from those of each, by its number."""
         stat = sum((self.own(rows, d).astype(np.float64) for d, rows in frames.items()), start=np.zeros(1))
         if frames and self._looks_together:
             stat = stat + self._together(list(frames.values()))
@@ -156,19 +152,18 @@ class FrameStatistic:
         return bool(self.together.any() or self.evidence.any())
 
     def _together(self, strips: Sequence[Frames]) -> NDArray[np.float32]:
-        """(W,) what the frames ``strips`` (n, W, channels) of some detectors, added, add to the statistic."""
-        c, k = self.together.size, self.evidence.size - 1
+        """(W,) what the windows ``strips`` of some detectors, added, add to the statistic."""
         on_maximum = self.together * np.float32(FRAME_UNIT)
-        out = np.empty(strips[0].shape[1], np.float32)
-        for rows, peak in _loudest(strips):
-            out[rows] = peak[:, :c].astype(np.float32) @ on_maximum
-            if k > 0:
-                of_each = peak[:, c:].reshape(len(peak), -1, k).max(axis=1) * np.float32(FRAME_UNIT)
-                out[rows] += network_evidence(torch.from_numpy(of_each)).numpy() @ self.evidence
+        out = np.empty(strips[0].learnt.shape[1], np.float32)
+        for rows, peak in _loudest([s.learnt for s in strips]):
+            out[rows] = peak.astype(np.float32) @ on_maximum
+        if self.evidence.size:
+            for rows, peak in _loudest_evidence(strips, self.evidence.size - 1):
+                out[rows] += network_evidence(torch.from_numpy(peak * np.float32(FRAME_UNIT))).numpy() @ self.evidence
         return out
 
     def _means(self, noise: Sequence[Frames]) -> Array:
-        """(2^D,) what windows (n, W, C) of each detector add to the constant on average, in each set of detectors."""
+        """(2^D,) what windows of each detector add to the constant on average, in each set of detectors."""
         own = [np.mean(self.own(frames, d), dtype=np.float64) for d, frames in enumerate(noise)]
         out = np.zeros(1 << len(noise))
         for network in range(1, out.size):
@@ -178,8 +173,8 @@ class FrameStatistic:
         return out
 
 
-def _loudest(strips: Sequence[Frames]) -> Iterator[tuple[slice, Frames]]:
-    """The maximum over time of the sum of up to four strips (n, W, channels): of some windows at a time, (w, channels).
+def _loudest(strips: Sequence[NDArray[np.int16]]) -> Iterator[tuple[slice, NDArray[np.int16]]]:
+    """The maximum over time of the sum of up to four strips (n, W, C): of some windows at a time, (w, C).
 
     What is given is overwritten by the next.
     """
@@ -190,15 +185,33 @@ def _loudest(strips: Sequence[Frames]) -> Iterator[tuple[slice, Frames]]:
         frame, peak = added[: b - a], loudest[: b - a]
         peak.fill(np.iinfo(np.int16).min)
         for t in range(n):
-            x: Frames = strips[0][t, a:b]
+            x = strips[0][t, a:b]
             for other in strips[1:]:
                 x = np.add(x, other[t, a:b], out=frame)
             np.maximum(peak, x, out=peak)
         yield slice(a, b), peak
 
 
+def _loudest_evidence(strips: Sequence[Frames], mergers: int) -> Iterator[tuple[slice, NDArray[np.int16]]]:
+    """The maximum over time of the sum of up to four strips' evidence: of some windows at a time, (w, mergers)."""
+    n, windows, _ = strips[0].learnt.shape
+    apart = strips[0].apart
+    for a in range(0, windows, _CHUNK):
+        b = min(a + _CHUNK, windows)
+        first, *others = (s.part(a, b).evidence for s in strips)
+        added = np.add(first, others[0]) if others else first
+        for other in others[1:]:
+            added += other
+        each = added.reshape(len(added), -1, mergers).max(axis=1)
+        last = (b - a - 1) * apart + 1
+        peak = each[:last:apart].copy()
+        for t in range(1, n):
+            np.maximum(peak, each[t : t + last : apart], out=peak)
+        yield slice(a, b), peak
+
+
 def noise_frames(encoder: PairedEncoder) -> tuple[list[Frames], list[Frames]]:
-    """Pooled frames (n, W, C) of whitened Gaussian noise in each of the encoder's detectors.
+    """What is pooled of windows of whitened Gaussian noise in each of the encoder's detectors.
 
     Twice: of bare windows, which is what a probe is fitted to, and of the same windows with noise around them, as in
     long strain. Convolutions see zeros beyond the ends of the former.

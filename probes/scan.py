@@ -258,8 +258,8 @@ def _search_block(
     which = [statistic.detectors.index(name) for name in store.detectors]
     first = number * store.grid.block
     frames, ok = windows.of(first, first + store.grid.block)
-    own = own_statistics(statistic, list(frames), ok, which)
-    stat, network = statistic.combined(list(frames), own, ok, which, at_least=at_least)
+    own = own_statistics(statistic, frames, ok, which)
+    stat, network = statistic.combined(frames, own, ok, which, at_least=at_least)
     tick = np.arange(first, first + store.grid.block)
     kept = np.isfinite(stat) & (tick % step == 0)
     return number, tick[kept], stat[kept], network[kept]
@@ -292,7 +292,7 @@ def trigger_at(series: Series, i: int, windows: Windows, statistic: FrameStatist
     tick, network = int(series.tick[i]), int(series.network[i])
     store, encoder = windows.store, windows.encoder
     frames, _ = windows.of(tick, tick + 1)
-    held = {statistic.detectors.index(name): row[:, 0] for name, row in zip(store.detectors, frames, strict=True)}
+    held = {statistic.detectors.index(name): row for name, row in zip(store.detectors, frames, strict=True)}
     on = {d: held[d] for d in sorted(held) if network >> d & 1}
     whole = statistic.of_window(on)
     part = {

@@ -162,10 +162,11 @@ def _reach(encoder: PairedEncoder) -> int:
     x = x[0].expand(3, samples).clone()
     x[1, 0] += 1e3
     x[2, -1] += 1e3
-    device = next(encoder.parameters()).device
+    device, count = next(encoder.parameters()).device, len(encoder.detectors)
     with torch.inference_mode():
-        local = encoder.local(x.to(device), torch.zeros(3, dtype=torch.long, device=device)).cpu()
-    felt = (local[1:] != local[0]).any(dim=2).numpy()
+        which = torch.arange(count, device=device).repeat_interleave(3)
+        local = encoder.local(x.repeat(count, 1).to(device), which).cpu().unflatten(0, (count, 3))
+    felt = (local[:, 1:] != local[:, :1]).any(dim=3).any(dim=0).numpy()
     return max(int(np.flatnonzero(felt[0]).max()) + 1, felt.shape[1] - int(np.flatnonzero(felt[1]).min()))
 
 

@@ -7,6 +7,7 @@ there is not what a probe was fitted to.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -18,15 +19,29 @@ from gwtwins.probes.scan_blocks import BlockStore
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.noise import gaussian_noise
 
-Frames = NDArray[np.int16]
-"""Frames in units of `FRAME_UNIT`, (n, W, C) for n of each of W windows."""
-
 FRAME_UNIT = 1.0 / 8191.0
 """A GRU's frames lie between -1 and 1, and evidence does: those of four detectors, added, still fit into 16 bits.
 Integers are added without rounding, and in half the time and memory of float32."""
 OCCLUDED = 0.125
 """Seconds on each side of a moment that are taken out of a window at once, to see what the moment tells."""
 _AT_A_TIME = 1024  # windows that go through the GRU
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What is pooled of W windows: n frames of each, in units of `FRAME_UNIT`."""
+
+    learnt: NDArray[np.int16]
+    """(n, W, C)."""
+    evidence: NDArray[np.int16]
+    """((W - 1) apart + n, M): a GRU makes each window's frames anew, but evidence is the strain's. Window w has the
+    rows from ``apart`` w on."""
+    apart: int = 1
+
+    def part(self, a: int, b: int) -> Frames:
+        """Those of the windows ``a`` to ``b``."""
+        n = len(self.learnt)
+        return Frames(self.learnt[:, a:b], self.evidence[a * self.apart : (b - 1) * self.apart + n], self.apart)
 
 
 class Windows:
@@ -48,12 +63,12 @@ class Windows:
         """n, frames of a window that are pooled."""
         return round(self.encoder.window / self.encoder.hop) - self.context
 
-    def of(self, first: int, stop: int) -> tuple[Frames, NDArray[np.bool_]]:
+    def of(self, first: int, stop: int) -> tuple[list[Frames], NDArray[np.bool_]]:
         """The W windows named by the frames ``first`` to ``stop``, in each of the store's K detectors.
 
         Returns:
-            (K, n, W, C), zero where a detector is of no use, and (K, W) bool: all of its n frames are good. Those of
-            its context need not be: there is noise in gaps.
+            For each detector what is pooled, learnt frames 0 where it is of no use, and (K, W) bool: all of its n
+            frames are good. Those of its context need not be: there is noise in gaps.
 
         Raises:
             InputError: frames that are not between -1 and 1.
@@ -62,25 +77,29 @@ class Windows:
         local, good = self.store.frames(first - context, stop + n - 1)
         run = np.concatenate([np.zeros((len(good), 1), np.int64), good[:, context:].cumsum(axis=1)], axis=1)
         ok = run[:, n:] - run[:, :-n] == n
-        which = [self.encoder.detectors.index(name) for name in self.store.detectors]
-        out: NDArray[np.int16] | None = None
-        for k, d in enumerate(which):
+        out = []
+        for k, name in enumerate(self.store.detectors):
+            d = self.encoder.detectors.index(name)
             self._fill(local[k], d, first - context)
-            rows = np.lib.stride_tricks.sliding_window_view(local[k], context + n, axis=0).swapaxes(1, 2)
+            learnt, evidence = _divided(self.encoder, local[k])
+            rows = np.lib.stride_tricks.sliding_window_view(learnt, context + n, axis=0).swapaxes(1, 2)
             wanted = np.flatnonzero(ok[k])
+            made: NDArray[np.int16] | None = None
             for a in range(0, wanted.size, _AT_A_TIME):
                 part = wanted[a : a + _AT_A_TIME]
-                made = recurred(self.encoder, np.ascontiguousarray(rows[part]), d)
-                if out is None:
-                    out = np.zeros((len(which), n, stop - first, made.shape[2]), np.int16)
-                out[k][:, part] = made
-        return (np.zeros((len(which), n, stop - first, 1), np.int16) if out is None else out), ok
+                frames = _recurred(self.encoder, np.ascontiguousarray(rows[part]), d)
+                if made is None:
+                    made = np.zeros((n, stop - first, frames.shape[2]), np.int16)
+                made[:, part] = frames
+            none = np.zeros((n, stop - first, 1), np.int16)
+            out.append(Frames(none if made is None else made, _in_units(self.encoder, evidence[context:])))
+        return out, ok
 
     def occluded(self, tick: int, detectors: Collection[int]) -> dict[int, Frames]:
         """What is left of the window named ``tick`` when one short stretch after the other is taken out of it.
 
         Returns:
-            For each of the encoder's ``detectors`` (n, L, C): in version l of all L local frames those within
+            For each of the encoder's ``detectors`` L windows: in version l of all L local frames those within
             `OCCLUDED` of frame ``tick - context + l`` are at their median over the window, which is noise.
         """
         local, _ = self.store.frames(tick - self.context, tick + self.frames)
@@ -119,16 +138,33 @@ class Windows:
 
 
 def recurred(encoder: PairedEncoder, local: NDArray[np.float32], detector: int) -> Frames:
-    """Pooled frames (n, W, C) of windows, from all of their `local` frames (W, L, C').
+    """What is pooled of W windows, from all of their `local` frames (W, L, C').
 
     Raises:
-        InputError: they are not between -1 and 1.
+        InputError: frames that are not between -1 and 1.
     """
+    learnt, evidence = _divided(encoder, local)
+    rows = _in_units(encoder, evidence[:, encoder.pool_start :])
+    return Frames(_recurred(encoder, learnt, detector), rows.reshape(-1, rows.shape[2]), rows.shape[1])
+
+
+def _divided(encoder: PairedEncoder, local: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Local frames (..., C') as what is learnt and evidence."""
+    learnt = local.shape[-1] - getattr(encoder, "evidence_channels", 0)
+    return local[..., :learnt], local[..., learnt:]
+
+
+def _recurred(encoder: PairedEncoder, learnt: NDArray[np.float32], detector: int) -> NDArray[np.int16]:
+    """(W, L, width) to (n, W, C)."""
     device = next(encoder.parameters()).device
     with torch.inference_mode():
-        which = torch.full((len(local),), detector, device=device)
-        made = encoder.recur(torch.from_numpy(local).to(device), which)[:, encoder.pool_start :].float().cpu().numpy()
-    if not np.abs(made).max() <= 1.0:  # nor NaN
+        which = torch.full((len(learnt),), detector, device=device)
+        made = encoder.recur(torch.from_numpy(learnt).to(device), which)[:, encoder.pool_start :]
+        return _in_units(encoder, made.float().cpu().numpy().swapaxes(0, 1))
+
+
+def _in_units(encoder: PairedEncoder, frames: NDArray[np.float32]) -> NDArray[np.int16]:
+    if frames.size and not np.abs(frames).max() <= 1.0:  # nor NaN
         fault = "gives frames that are not between -1 and 1"
         raise InputError(f"encoder {encoder.name}", fault, "those of a GRU, and evidence")
-    return np.rint(made.swapaxes(0, 1) * np.float32(1.0 / FRAME_UNIT)).astype(np.int16)
+    return np.rint(frames * np.float32(1.0 / FRAME_UNIT)).astype(np.int16)

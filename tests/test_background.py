@@ -51,6 +51,7 @@ class Bare(torch.nn.Module):
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(channels))
+        self.evidence_channels = channels - 3  # what is beyond three is taken for evidence
 
     def local(self, x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(x), 2 * N, self.weight.numel())
@@ -86,12 +87,16 @@ def stored(folder: Path, frames: np.ndarray, good: np.ndarray | None = None) -> 
 
 
 def windows_of(frames: np.ndarray, good: np.ndarray) -> tuple[list[Frames], np.ndarray]:
-    """Frames (K, L, C) as K arrays (N, L, C) of windows, and (K, L) which are ok: none that reach beyond the end."""
+    """Frames (K, L, C) as the L windows of K detectors, and (K, L) which are ok: none that reach beyond the end.
+
+    What is beyond three channels is evidence.
+    """
     k, length, c = frames.shape
     row = np.concatenate([frames / SCALE, np.zeros((k, N - 1, c))], axis=1)
     ok = np.stack([[good[d, w : w + N].all() and w + N <= length for w in range(length)] for d in range(k)])
-    made = [np.stack([row[d, t : t + length] for t in range(N)]) for d in range(k)]
-    return [np.rint(x / FRAME_UNIT).astype(np.int16) for x in made], ok
+    row = np.rint(row / FRAME_UNIT).astype(np.int16)
+    learnt = [np.stack([row[d, t : t + length, :3] for t in range(N)]) for d in range(k)]
+    return [Frames(x, row[d, :, 3:]) for d, x in enumerate(learnt)], ok
 
 
 def numbers(windows: Windows) -> list[int]:

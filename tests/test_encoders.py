@@ -228,11 +228,11 @@ def test_in_evaluation_frames_are_means_over_where_they_may_begin(shape: dict[st
     made.eval()
     frames, ways = made.stem(x), made.config.strides[0]
     each = [made.cnn(frames.roll(-move, 2)) for move in range(-(ways // 2), ways - ways // 2)]
-    found, wanted = made.local(x, evidence=False), torch.stack(each).mean(dim=0).transpose(1, 2)
+    found, wanted = made.local(x, None), torch.stack(each).mean(dim=0).transpose(1, 2)
     assert found.shape == wanted.shape
     assert (found - wanted)[:, 4:-4].abs().max() < 1e-5
-    whole = made.local(x)
-    assert whole.shape[2] == wanted.shape[2] + 64 and torch.equal(whole[..., : wanted.shape[2]], found)
+    whole = made.local(x, torch.arange(70) % 2 == 0)
+    assert whole.shape[2] == wanted.shape[2] + 128 and torch.equal(whole[..., : wanted.shape[2]], found)
 
 
 def test_strain_that_wants_a_gradient_gets_one() -> None:
@@ -283,13 +283,13 @@ def test_the_gru_sees_few_steps() -> None:
 @pytest.mark.parametrize(
     ("args", "hop", "start", "frames"),
     [
-        ({}, 0.125, 8, 16),
+        ({}, 0.125, 9, 16),
         ({"pool_from": 0.0}, 0.125, 0, 16),
         ({"pool_from": 1.875}, 0.125, 15, 16),
         ({"pool_from": 1.5, "pooling": "gem"}, 0.125, 12, 16),
-        ({"strides": [2, 2], "stride": 32}, 0.125, 8, 16),
-        ({"strides": [1]}, 1 / 64, 64, 128),
-        ({"rate": 2048.0, "stride": 32}, 0.125, 8, 16),
+        ({"strides": [2, 2], "stride": 32}, 0.125, 9, 16),
+        ({"strides": [1], "merger_frames": 4}, 1 / 64, 72, 128),
+        ({"rate": 2048.0, "stride": 32}, 0.125, 9, 16),
         ({"window": 4.0, "pool_from": 2.5}, 0.125, 20, 32),
     ],
 )
@@ -301,15 +301,15 @@ def test_a_window_is_embedded_by_its_frames_from_pool_from_on(
     assert isinstance(encoder, CnnGru)
     assert encoder.hop == hop and encoder.pool_start == start
     x = torch.randn(3, 1, round(encoder.rate * encoder.window))
-    sequence = encoder.sequence(x)
-    assert sequence.shape == (3, frames, 16 + 64)
-    learnt = encoder.sequence(x, evidence=False)
+    sequence = encoder.sequence(x, torch.tensor([False, True, False]))
+    assert sequence.shape == (3, frames, 16 + 16 * encoder.config.merger_frames)
+    learnt = encoder.sequence(x)
     assert torch.equal(sequence[..., :16], learnt)
     wanted = encoder.head(encoder.pool(learnt[:, start:].transpose(1, 2)))
     assert torch.equal(encoder(x), wanted)
     assert torch.allclose(encoder.embed(sequence[:, start:]), wanted, atol=1e-6)  # added in another order
     pooled = encoder.pool(sequence[:, start:, :16].transpose(1, 2))
-    fine = sequence[:, start:, 16:].reshape(3, -1, 16)  # four frames of evidence in each, sixteen mergers
+    fine = sequence[:, start:, 16:].reshape(3, -1, 16)  # several frames of evidence in each, sixteen mergers
     assert torch.equal(encoder.pooled(sequence[:, start:]), torch.cat([pooled, network_evidence(fine.amax(1))], 1))
     if start:
         assert not torch.allclose(encoder.embed(sequence), wanted, atol=1e-3)

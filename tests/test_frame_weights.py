@@ -65,7 +65,7 @@ def test_the_statistic_of_the_pooled_frames_is_the_probes_decision(
     with torch.inference_mode():
         embedding, together = encoder.network(x)
     each = pooled_frames(encoder, x)
-    assert together is not None and each[0].shape == (ROWS, round(16 - pool_from / 0.125), 16 + 64)
+    assert together is not None and each[0].shape == (ROWS, round(16 - pool_from / 0.125), 16 + 128)
     stat = np.full(ROWS, weights.base)
     for frames, mean, maximum in zip(each, weights.own_mean, weights.own_max, strict=True):
         stat += frames[:, :, :16].mean(axis=1) @ mean + frames[:, :, :16].max(axis=1) @ maximum

@@ -22,6 +22,7 @@ from gwtwins.strain.simulated import SimulatedSource, SimulationConfig
 from gwtwins.strain.sources import Window
 
 SMALL = {"width": 8, "hidden": 8, "embedding": 16}
+FAR = torch.tensor([False, False, True])  # which of H1, L1, V1 is far from the others
 MIXED = torch.tensor([[True, True, True], [True, False, True], [False, False, True], [False, False, False]])
 
 
@@ -73,9 +74,9 @@ def test_together_is_the_pool_of_the_sum_of_the_pooled_frames(shared: bool, pool
 
     def plainly(row: Tensor, present: list[bool]) -> Tensor:
         branches = (encoder.hl, encoder.hl, encoder.v)
-        seen = [b.sequence(row[d][None, None])[0] for d, b in enumerate(branches) if present[d]]
+        seen = [b.sequence(row[d][None, None], FAR[d : d + 1])[0] for d, b in enumerate(branches) if present[d]]
         total = torch.stack(seen).sum(dim=0)[start:]  # (L, C)
-        assert total.shape == (16 - start, 16 + 4 * 5)
+        assert total.shape == (16 - start, 16 + 8 * 5)
         learnt, evidence = total[:, :16], total[:, 16:].reshape(-1, 5)
         both = network_evidence(evidence.amax(dim=0))
         assert encoder.evidence == len(both) == 6
@@ -301,7 +302,7 @@ def test_windows_of_long_strains_local_frames_are_the_windows(shared: bool) -> N
     encoder, long = small(shared=shared), noise(4, 16.0, 1)[:, 0]
     which = torch.tensor([0, 2, 1, 2])
     convolved = encoder.local(long, which)
-    assert convolved.shape == (4, 128, 8 + 64)
+    assert convolved.shape == (4, 128, 8 + 128)
     for frame in (1, 40, 111):
         cut = long[:, frame * 128 : frame * 128 + 2048]
         alone, inside = encoder.local(cut, which), convolved[:, frame : frame + 16]
@@ -316,7 +317,7 @@ def test_frames_of_long_strain_are_nearly_the_windows_own_away_from_its_ends() -
     encoder, long = small(), noise(2, 16.0, 1)[:, 0]
     which, step = torch.zeros(2, dtype=torch.long), round(encoder.hop * encoder.rate)
     frames = encoder.sequence(long, which)
-    assert frames.shape == (2, 128, 16 + 64) and encoder.hop == 0.125
+    assert frames.shape == (2, 128, 16 + 128) and encoder.hop == 0.125
     for frame in (0, 1, 77, 112):
         off = encoder.sequence(long[:, frame * step : frame * step + 2048], which) - frames[:, frame : frame + 16]
         assert off[:, 6:-6].abs().max() < 0.02  # 0.75 s from the ends
@@ -328,4 +329,5 @@ def test_unshared_branches_make_their_own_frames() -> None:
     which = torch.tensor([0, 2, 1, 2, 2, 0])
     found = encoder.sequence(x, which)
     for row, d, frames in zip(x, which.tolist(), found, strict=True):
-        assert torch.allclose(frames, (encoder.v if d == 2 else encoder.hl).sequence(row[None, None])[0], atol=1e-6)
+        own = (encoder.v if d == 2 else encoder.hl).sequence(row[None, None], FAR[d : d + 1])[0]
+        assert torch.allclose(frames, own, atol=1e-6)

@@ -293,7 +293,7 @@ def test_all_frames_of_a_view_are_pooled_and_not_a_windows_later_ones() -> None:
     model.training_step(views, 0)
     branch = model.encoder.hl
     assert branch.pool_start == 16
-    frames = branch.sequence(views.first[:, None], evidence=False)  # type: ignore[operator]
+    frames = branch.sequence(views.first[:, None])  # type: ignore[operator]
     expected = head(model)(torch.cat([frames.mean(dim=1), frames.amax(dim=1)], dim=1))
     assert torch.allclose(model.last["embedding"], expected, atol=1e-6)
     assert not torch.allclose(model.encoder.encode(views.first, views.first_detector), expected, atol=1e-3)
