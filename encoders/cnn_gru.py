@@ -113,7 +113,8 @@ class CnnGru(nn.Module):
             fine, rest = divmod(round(self.hop * c.rate), c.merger_frames)
             if rest or fine % c.merger_stride or c.merger_kernel > c.rate * c.window:
                 fault = f"merger_frames {c.merger_frames}, merger_stride {c.merger_stride}, kernel {c.merger_kernel}"
-                expected = f"frames of {self.hop * c.rate:g} samples in whole strides, kernels within the window"
+                parts = f"merger_frames parts of a frame's {self.hop * c.rate:g} samples, each of whole strides"
+                expected = f"{parts}, and kernels within the window"
                 raise InputError("encoder cnn_gru", fault, expected)
             band = c.f_low, c.f_high, c.rate
             self.evidence = MergerEvidence(c.mergers, c.merger_kernel, c.merger_stride, fine, *band)

@@ -397,8 +397,8 @@ def test_an_encoder_without_mergers_has_no_evidence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ({"merger_frames": 3}, "merger_frames 3, .*expected frames of 128 samples in whole strides"),
-        ({"merger_stride": 5}, "merger_stride 5, .*expected frames of 128 samples in whole strides"),
+        ({"merger_frames": 3}, "merger_frames 3, .*expected merger_frames parts of a frame's 128 samples"),
+        ({"merger_stride": 5}, "merger_stride 5, .*expected merger_frames parts of a frame's 128 samples"),
         ({"merger_frames": 64}, "merger_frames 64, merger_stride 4"),
         ({"merger_kernel": 2049}, "kernel 2049; .*kernels within the window"),
         ({"mergers": -1}, "mergers"),

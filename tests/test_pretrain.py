@@ -32,6 +32,7 @@ ENCODER = {
     "strides": [1, 1],
     "hidden": 16,
     "embedding": 32,
+    "merger_frames": 4,
 }
 
 
