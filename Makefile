@@ -69,8 +69,11 @@ demo: env
 test test-all test-oldest test-newest: export OMP_WAIT_POLICY := passive
 test test-all test-oldest test-newest: export GOMP_SPINCOUNT := 0
 
+# Two files of tests at a time.
+PAIRWISE := --numprocesses 2 --dist loadfile
+
 test: lint types
-	$(PY) -m pytest -m 'not slow' $(PYTEST)
+	$(PY) -m pytest -m 'not slow' $(PAIRWISE) $(PYTEST)
 
 test-all: lint types
 	$(PY) -m pytest $(PYTEST)
@@ -79,13 +82,13 @@ test-oldest: env
 	"$(OLDEST_PYTHON)" -m venv --clear $(VENV)-oldest
 	$(PY) -m uv pip install --quiet --python $(VENV)-oldest/bin/python --constraints constraints-oldest.txt \
 	    --editable '.[dev,export]'
-	$(VENV)-oldest/bin/python -m pytest -m 'not slow' $(PYTEST)
+	$(VENV)-oldest/bin/python -m pytest -m 'not slow' $(PAIRWISE) $(PYTEST)
 
 test-newest: env
 	"$(NEWEST_PYTHON)" -m venv --clear $(VENV)-newest
 	$(PY) -m uv pip install --quiet --upgrade --python $(VENV)-newest/bin/python --editable '.[dev,export]'
 	$(PY) -m uv pip freeze --python $(VENV)-newest/bin/python
-	$(VENV)-newest/bin/python -m pytest -m 'not slow' $(PYTEST)
+	$(VENV)-newest/bin/python -m pytest -m 'not slow' $(PAIRWISE) $(PYTEST)
 
 bench: env
 	$(PY) benchmarks/throughput.py $(BENCH)

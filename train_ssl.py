@@ -52,7 +52,7 @@ class RunConfig:
     """What two views are: detector (H1 or L1 against V1), pairs (of detectors), noise (draws) or augment."""
     augment: bool = False
     """Augment the views of any kind (--aug-... options); --views augment always does."""
-    crop: float = 1.75
+    crop: float = 1.0
     """Seconds that views are cut to, or up to 0.25 s more; they end in the window's last 0.25 s. 0 for whole windows.
     An encoder that makes no frames in time always takes whole windows."""
     data: str = "simulated"

@@ -10,8 +10,8 @@ rows; counts of labels below 6,000 are drawn 20 times (supervised: 3 times), fro
 training has the same budget: ``--minutes`` of wall clock turned into steps by the speed that is measured first, or
 ``--steps``. The table says how long each took, and which took longer than they might.
 
-DIR keeps the result of each row and seed; what is there is not made again, so a benchmark that was stopped goes on
-where it was. Results made with other settings are refused. DIR/table.md and DIR/table.json hold the table.
+DIR keeps the encoder and the result of each row and seed; what is there is not made again, so a benchmark that was
+stopped goes on where it was. Results made with other settings are refused. DIR/table.md and DIR/table.json hold the table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 
 from gwtwins.benchmarks.detection_rows import ROWS, Row, chosen_rows
 from gwtwins.benchmarks.detection_table import Result, write_table
-from gwtwins.benchmarks.detection_training import Settings, make
+from gwtwins.benchmarks.detection_training import Settings, make, trained
 from gwtwins.strain.command import write_text
 from gwtwins.strain.errors import InputError, run_command
 
@@ -47,8 +47,9 @@ def benchmark(args: argparse.Namespace) -> int:
             continue
         labels = "" if count is None else f", {count} labels"
         print(f"\n[{number} of {len(work)}] {row.name}, seed {seed}{labels}", flush=True)
-        shutil.rmtree(where, ignore_errors=True)  # of a run that was cut short
-        where.mkdir(parents=True)
+        if not trained(where):
+            shutil.rmtree(where, ignore_errors=True)  # of a run that was cut short
+        where.mkdir(parents=True, exist_ok=True)
         result, replicates = make(row, seed, count, settings, where, args.out)
         np.savez(where / "replicates.npz", **replicates)  # type: ignore[arg-type]
         write_text(where / "result.json", json.dumps(result, indent=1) + "\n")  # last: it says that all is there

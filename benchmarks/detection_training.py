@@ -100,6 +100,11 @@ def train_command(row: Row, seed: int, settings: Settings, run: Path) -> list[st
     return [*common, *shlex.split(settings.options), *settings.budget(row), *data, *row.options]
 
 
+def trained(where: Path) -> bool:
+    """Whether the training of a part in ``where`` came to its end: the description is written last."""
+    return (where / "run" / "encoder.json").exists()
+
+
 def pretrain(row: Row, seed: int, settings: Settings, run: Path) -> None:
     """Run train_ssl.py for a row; SystemExit where it was interrupted."""
 
@@ -120,9 +125,9 @@ def _frozen(row: Row, seed: int, settings: Settings, where: Path, out: Path) -> 
     run = where / "run"
     if row.trained_as:
         run = out / row.trained_as / f"seed{seed}" / "run"
-        if not (run / "encoder.json").exists():
+        if not trained(run.parent):
             raise SystemExit(f"--rows {row.name} reads the encoders of {row.trained_as}, which comes first")
-    else:
+    elif not trained(where):
         pretrain(row, seed, settings, run)
     device = choose_device(settings.device)
     encoder, card = load_encoder(run, device), describe_weights(run)

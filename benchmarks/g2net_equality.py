@@ -186,7 +186,7 @@ def main() -> None:
             return AsSimulated(spec, window, options, ids, args.seed)
 
         pretraining = ["--steps", str(args.steps), "--seed", str(args.seed), "--data", store, "--watch", "0"]
-        pretraining += ["--device", "cpu"]
+        pretraining += ["--device", "cpu", "--batch", "256"]
         train_ssl.train([*pretraining, "--out", str(here / "recorded")])
         with mock.patch("gwtwins.strain.sources.open_source", simulated):
             train_ssl.train([*pretraining, "--out", str(here / "simulated")])

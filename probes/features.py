@@ -25,7 +25,7 @@ PRIOR_ROWS = 5.0
 """Rows' worth of belief that a feature varies as its detector's median feature does. A variance from ten rows
 is off by half; and a unit that is nearly always off must not be blown up by a tiny spread. Nothing at a
 thousand rows."""
-EVIDENCE_SCALES = (1.0, 0.1, 1 / 30)
+EVIDENCE_SCALES = (1.0, 0.03, 1 / 60)
 """Standard deviations of features beside evidence: of what all mergers say together, of what each says, of all others.
 A penalised fit leans on large features first: few labels settle a few weights, and many the rest."""
 

@@ -29,7 +29,7 @@ from gwtwins.strain.errors import InputError
 class OptimiserConfig:
     """How it is optimised."""
 
-    batch: int = 256
+    batch: int = 512
     """Rows of a step."""
     optimiser: str = "adamw"
     """adamw or lars."""
