@@ -11,7 +11,8 @@ training has the same budget: ``--minutes`` of wall clock turned into steps by t
 ``--steps``. The table says how long each took, and which took longer than they might.
 
 DIR keeps the encoder and the result of each row and seed; what is there is not made again, so a benchmark that was
-stopped goes on where it was. Results made with other settings are refused. DIR/table.md and DIR/table.json hold the table.
+stopped goes on where it was. Results made with other settings are refused. DIR/table.md and DIR/table.json hold the
+table.
 """
 
 from __future__ import annotations

@@ -119,8 +119,9 @@ class PairedEncoder(nn.Module):
 
     @property
     def evidence_channels(self) -> int:
-        """How many channels of `local` and `sequence`, the last ones, hold evidence: merger by merger, moment by moment."""
-        return (self.evidence - 1) * self.hl.config.merger_frames if self.evidence else 0  # type: ignore[union-attr,operator]
+        """How many channels of `local` and `sequence`, the last ones, hold evidence: of each merger at some moments."""
+        hl: Any = self.hl
+        return hl.config.mergers * hl.config.merger_frames if self.evidence else 0
 
     def start_from_mergers(self, kernels: Callable[..., Tensor]) -> None:
         """Take mergers for the evidence, whitened by the PSD of the first detector of each branch that has one.
@@ -240,7 +241,8 @@ class PairedEncoder(nn.Module):
             embedding[here] = self.encode(strain[here], which).float()
             return embedding, None
         rows = self.decimate(strain[here])[:, None].float().contiguous()
-        sequence = self._by_branch(lambda branch, x, far: branch.window_frames(x, far), rows, which).float()  # (N, L, C)
+        sequence = self._by_branch(lambda branch, x, far: branch.window_frames(x, far), rows, which)  # (N, L, C)
+        sequence = sequence.float()
         embedding[here] = self._embed(sequence, which).float()
         frames = sequence.new_zeros(b, d, *sequence.shape[1:])
         frames[here] = sequence
