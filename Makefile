@@ -68,6 +68,7 @@ demo: env
 # Torch's threads wait by spinning, which on shared cores makes small operations ten times slower; tests let them sleep.
 test test-all test-oldest test-newest: export OMP_WAIT_POLICY := passive
 test test-all test-oldest test-newest: export GOMP_SPINCOUNT := 0
+test test-all test-oldest test-newest: export OPENBLAS_NUM_THREADS := 1
 
 # Two files of tests at a time.
 PAIRWISE := --numprocesses 2 --dist loadfile

@@ -97,6 +97,18 @@ def test_equal_budgets_and_what_they_cost_are_in_the_table(made: Path) -> None:
     assert "Budget of each training: 2 steps" in (made / "table.md").read_text()
 
 
+def test_a_training_that_was_finished_is_not_done_again_where_judging_was_cut_short(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = made / "detector" / "seed1" / "result.json"
+    held = json.loads(result.read_text())["by_labels"]
+    result.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(detection_training, "pretrain", lambda *_: pytest.fail("trained again"))
+        benchmark(made, "--rows", "detector")
+    assert json.loads(result.read_text())["by_labels"] == held
+
+
 def test_what_is_there_is_not_made_again_and_what_is_missing_is(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (made / "table.json").read_text()
     result = made / "supervised" / "seed1-20labels" / "result.json"
