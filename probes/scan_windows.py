@@ -150,7 +150,7 @@ def recurred(encoder: PairedEncoder, local: NDArray[np.float32], detector: int) 
 
 def _divided(encoder: PairedEncoder, local: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Local frames (..., C') as what is learnt and evidence."""
-    learnt = local.shape[-1] - getattr(encoder, "evidence_channels", 0)
+    learnt = local.shape[-1] - encoder.evidence_channels
     return local[..., :learnt], local[..., learnt:]
 
 
