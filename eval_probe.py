@@ -194,6 +194,9 @@ def summary(figures: dict[str, Any]) -> str:
     for entry in figures["by_labels"]:
         name = f"frozen probe, {entry['n_labels']:,} labels (mean of {entry['draws']})"
         lines.append(row(name, entry["auc"], entry.get("efficiency")))
+    if "evidence" in figures:
+        alone = figures["evidence"]
+        lines.append(row("evidence alone, no labels", alone["auc"], alone["efficiency"]["0.01"]["value"]))
     named = {"bank": "limit: matched-filter bank, marginalised", "bank_maximum": "limit: matched-filter bank, maximum"}
     for name, limit in (figures["limit"] or {}).items():
         lines.append(row(named.get(name, "limit: signal known"), limit["auc"], limit["efficiency"]["0.01"]))

@@ -99,8 +99,8 @@ def check_settings(out: Path, settings: Settings) -> None:
 
 
 def parts(row: Row, settings: Settings, seeds: range) -> list[tuple[Row, int, int | None]]:
-    """What a row is made of: a part for each seed, for a supervised one for each label count too; a limit has one."""
-    if row.kind == "limit":
+    """What a row is made of: a part for each seed, and for each label count if supervised; one if nothing is learnt."""
+    if row.kind in ("limit", "evidence"):
         return [(row, 0, None)]
     if row.kind == "supervised":
         return [(row, seed, count) for seed in seeds for count in settings.label_counts]

@@ -17,8 +17,8 @@ class Row:
     name: str
     title: str
     kind: str = "frozen"
-    """frozen (pretrained, then probed), supervised (a training for each label count), endless (supervised on labelled
-    rows that never end) or limit (a statistic that learns nothing)."""
+    """frozen (pretrained, then probed), evidence (what mergers say without any label), supervised (a training for each
+    label count), endless (supervised on labelled rows that never end) or limit (a statistic that learns nothing)."""
     options: tuple[str, ...] = ()
     """Of train_ssl.py, beside the benchmark's own config."""
     config: str = ""
@@ -52,6 +52,7 @@ _ROWS = [
     Row("vicreg", "frozen probe, VICReg", options=("--objective", "vicreg")),
     Row("ntxent", "frozen probe, NT-Xent", options=("--objective", "ntxent")),
     Row("concat", "frozen probe, features concat", features="concat", trained_as="detector"),
+    Row("naive", "frozen probe, evidence that knows no glitches", options=("--encoder-args.glitch_bursts", "0")),
     Row("quiet", "frozen probe, pretrained without glitches", options=("--glitch-fraction", "0")),
     Row("signals_0.1", "frozen probe, a tenth of the unlabelled rows signals", options=("--signal-fraction", "0.1")),
     Row("signals_0.01", "frozen probe, a hundredth of them signals", options=("--signal-fraction", "0.01")),
@@ -59,6 +60,7 @@ _ROWS = [
     Row("cnn_gru_2021", "the 2021 recipe", config="g2net_2021.yaml"),
     Row("cnn_gru_2021_10x", "the 2021 recipe, ten times the budget", config="g2net_2021.yaml", budget=10.0),
     Row("untrained", "untrained encoder", options=_UNTRAINED),
+    Row("evidence", "evidence alone", kind="evidence", trained_as="untrained"),
     Row("supervised", "the same encoder, supervised", kind="supervised"),
     Row("supervised_endless", "the same encoder, supervised, endless labels", kind="endless"),
     Row("bank", "250 random templates, log-mean-exp", kind="limit"),
@@ -70,6 +72,13 @@ _ROWS = [
     Row("power_law_bank", "250 random templates", kind="limit", data=_POWER_LAW, group=_STEEP),
     Row("power_law_optimum", "optimum: likelihood ratio", kind="limit", data=_POWER_LAW, group=_STEEP),
     Row("disturbed", "frozen probe, views detector", trained_as="detector", data=_DISTURBED, group=_GLITCHES),
+    Row(
+        "disturbed_naive",
+        "frozen probe, evidence that knows no glitches",
+        trained_as="naive",
+        data=_DISTURBED,
+        group=_GLITCHES,
+    ),
     Row(
         "disturbed_quiet",
         "frozen probe, pretrained without glitches",
@@ -92,6 +101,14 @@ _ROWS = [
         group=_GLITCHES,
     ),
     Row("disturbed_untrained", "untrained encoder", trained_as="untrained", data=_DISTURBED, group=_GLITCHES),
+    Row(
+        "disturbed_evidence",
+        "evidence alone",
+        kind="evidence",
+        trained_as="untrained",
+        data=_DISTURBED,
+        group=_GLITCHES,
+    ),
     Row("disturbed_supervised", "the same encoder, supervised", kind="supervised", data=_DISTURBED, group=_GLITCHES),
     Row("disturbed_bank", "250 random templates", kind="limit", data=_DISTURBED, group=_GLITCHES),
     Row("real_noise", "frozen probe, pretrained in real noise", group=_REAL),

@@ -70,7 +70,7 @@ class Settings:
 
     def source(self, row: Row, encoder: PairedEncoder | None = None) -> SimulatedSource:
         """The labelled and the test rows that a row is judged on."""
-        labelled = 2 if row.kind in ("limit", "endless") else max(self.label_counts)
+        labelled = 2 if row.kind in ("limit", "evidence", "endless") else max(self.label_counts)
         config = SimulationConfig(n_labelled=labelled, n_test=self.test_rows, **data_of(row, self.noise))  # type: ignore[arg-type]
         return frozen_probe.open_rows(config, encoder, choose_device(self.device))
 
@@ -82,6 +82,8 @@ def make(row: Row, seed: int, count: int | None, settings: Settings, where: Path
         about, by_labels, replicates = _limit(row, settings)
     elif row.kind == "frozen":
         about, by_labels, replicates = _frozen(row, seed, settings, where, out)
+    elif row.kind == "evidence":
+        about, by_labels, replicates = _evidence(row, settings, out)
     else:
         about, by_labels, replicates = _supervised(row, seed, count, settings)
     if row.kind in ("frozen", "endless") and not settings.steps and "untrained" not in row.name:
@@ -121,13 +123,19 @@ def pretrain(row: Row, seed: int, settings: Settings, run: Path) -> None:
         raise SystemExit(status)
 
 
+def _run_of(row: Row, seed: int, where: Path, out: Path) -> Path:
+    """The folder of the run whose encoder a row reads; SystemExit where another row should have left it."""
+    if not row.trained_as:
+        return where / "run"
+    where = out / row.trained_as / f"seed{seed}"
+    if not trained(where):
+        raise SystemExit(f"--rows {row.name} reads the encoders of {row.trained_as}, which comes first")
+    return where / "run"
+
+
 def _frozen(row: Row, seed: int, settings: Settings, where: Path, out: Path) -> Parts:
-    run = where / "run"
-    if row.trained_as:
-        run = out / row.trained_as / f"seed{seed}" / "run"
-        if not trained(run.parent):
-            raise SystemExit(f"--rows {row.name} reads the encoders of {row.trained_as}, which comes first")
-    elif not trained(where):
+    run = _run_of(row, seed, where, out)
+    if not trained(run.parent):
         pretrain(row, seed, settings, run)
     device = choose_device(settings.device)
     encoder, card = load_encoder(run, device), describe_weights(run)
@@ -149,6 +157,26 @@ def _frozen(row: Row, seed: int, settings: Settings, where: Path, out: Path) -> 
     about = {"steps": card["steps"], "seconds": card["seconds"], "parameters": frozen_probe.parameters(encoder)}
     about |= {"samples": card["steps"] * options["batch"], "features": kind}
     return about, by_labels, replicates
+
+
+class _EvidenceAlone:
+    """Scores what the detectors' evidence says together: nothing is learnt, neither with labels nor without."""
+
+    @staticmethod
+    def decision(_: NDArray[np.floating], present: None, together: NDArray[np.floating]) -> NDArray[np.floating]:
+        return together[:, -1]
+
+
+def _evidence(row: Row, settings: Settings, out: Path) -> Parts:
+    device = choose_device(settings.device)
+    encoder = load_encoder(_run_of(row, 0, out, out), device)
+    source = settings.source(row, encoder)
+    test = embed(encoder, source, "test", device=device)
+    scores = frozen_probe.score_test([_EvidenceAlone()], test)
+    noise = frozen_probe.score_noise([_EvidenceAlone()], encoder, source, settings.noise_rows, device)
+    assert test.label is not None
+    judged = Judge(test.label, settings.noise_rows)(scores, noise)
+    return {"seconds": None}, {NO_COUNT: judged.figures}, {NO_COUNT: judged.replicates}
 
 
 def _supervised(row: Row, seed: int, count: int | None, settings: Settings) -> Parts:

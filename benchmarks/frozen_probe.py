@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -49,13 +50,20 @@ def fit_probes(train: Features, n: int, draws: int, seed: int, kind: str) -> lis
     return [fit_probe(train, rows, kind, seed) for rows in chosen]
 
 
-def score_test(probes: list[LinearProbe], test: Features) -> Array:
+class Scorer(Protocol):
+    """What gives a row a score: a `LinearProbe`, above all."""
+
+    def decision(self, embeddings: Array, present: None, together: Array | None) -> Array:
+        """(N,) of embeddings (N, D, E) and what detectors show together (N, J)."""
+
+
+def score_test(probes: Sequence[Scorer], test: Features) -> Array:
     """(P, N) scores of the test rows."""
     return _scores(probes, test)
 
 
 def score_noise(
-    probes: list[LinearProbe], encoder: PairedEncoder, source: SimulatedSource, rows: int, device: str = "cpu"
+    probes: Sequence[Scorer], encoder: PairedEncoder, source: SimulatedSource, rows: int, device: str = "cpu"
 ) -> Array:
     """(P, M) scores of ``rows`` noise-only rows, made, embedded and let go in pieces."""
     pieces: Iterable[range] = (range(i, min(i + _NOISE_AT_ONCE, rows)) for i in range(0, rows, _NOISE_AT_ONCE))
@@ -63,7 +71,7 @@ def score_noise(
     return np.concatenate(parts, axis=1) if parts else np.empty((len(probes), 0))
 
 
-def _scores(probes: list[LinearProbe], features: Features) -> Array:
+def _scores(probes: Sequence[Scorer], features: Features) -> Array:
     return np.stack([p.decision(features.embeddings, None, features.together) for p in probes]).astype(np.float32)
 
 

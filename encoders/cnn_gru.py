@@ -70,6 +70,8 @@ class CnnGruConfig:
     """Samples between the moments at which they are laid over the strain."""
     merger_frames: int = bounded(8, 1, 64)
     """Frames of evidence in each of the GRU's."""
+    glitch_bursts: int = bounded(12, 0, 64)
+    """Frequencies of the bursts that may explain what looks like a merger; 0: evidence knows of noise alone."""
 
 
 @register("cnn_gru", CnnGruConfig)
@@ -117,7 +119,7 @@ class CnnGru(nn.Module):
                 expected = f"{parts}, and kernels within the window"
                 raise InputError("encoder cnn_gru", fault, expected)
             band = c.f_low, c.f_high, c.rate
-            self.evidence = MergerEvidence(c.mergers, c.merger_kernel, c.merger_stride, fine, *band)
+            self.evidence = MergerEvidence(c.mergers, c.merger_kernel, c.merger_stride, fine, *band, c.glitch_bursts)
 
     def local(self, x: Tensor, far: Tensor | None, first: int = 0) -> Tensor:
         """(N, 1, T) of any length to what can be said of each frame by itself, (N, L, C').

@@ -4,11 +4,15 @@ A binary of tens of solar masses spends a tenth of a second in the band and cros
 best of 24 sine-Gaussians holds three tenths, and the best of sixteen whole mergers three quarters (a matched filter):
 what is lost when the pieces of a faint signal are weighed one by one is not to be had back by learning. The kernels
 start from mergers of the population that is searched (`gwtwins.strain.mergers`) and are not trained.
+
+Noise is not the only other explanation: detectors have glitches. What a short burst explains as well, or what is too
+loud to be believed of one detector alone, is not counted as evidence.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +25,17 @@ AFTER_MERGER = 0.045
 MOST = 15.0
 """Evidence e of a detector counts as MOST tanh(e / MOST): what one detector alone says, a glitch, does not outvote the
 others. 15 is what a signal of SNR 6 gives."""
-_OVERFLOW = 60.0  # exp of more might; tanh(60 / MOST) is 0.999
+BURST_ODDS, MERGER_ODDS = 15.0, 13.5
+"""Minus the logarithms of the odds of a glitch, of a given shape at a given moment, against none: one that looks like a
+sine-Gaussian, one that looks like a merger. Detection depends on them little: 14 to 16 and 12 to 15 do as well."""
+AROUND = 0.25
+"""Seconds to either side of a frame within which a burst explains what is in it."""
+BURST_Q = (3.0, 8.0)
+BURST_LENGTH = 0.125
+"""Seconds of a burst's kernel."""
+BURST_STEP = 0.008
+"""Seconds between the moments at which bursts are laid over the strain: only the loudest of them matters."""
+_OVERFLOW = 60.0  # exp of more might
 _AT_ONCE = 64  # rows: what is between strain and evidence then stays in the cache
 
 
@@ -48,8 +62,12 @@ class MergerEvidence(nn.Module):
 
     With a quadrature pair (a, b) in which noise has variance 1, P = (a^2 + b^2) / 2 is half the squared SNR, and exp(P)
     the likelihood ratio of a signal of that shape against noise, at its most likely amplitude and phase. A frame's
-    evidence e is the logarithm of the mean of exp(share P) over the moments in it and `Site.beyond` it; it is given as
-    tanh(e / MOST).
+    evidence against noise is the logarithm of the mean of exp(share P) over the moments in it and `Site.beyond` it.
+
+    A glitch may explain as much. The likelihood ratio of noise with glitches against noise alone is 1 + exp(g), where g
+    is the larger, within `AROUND`, of two: share P of the loudest sine-Gaussian less `BURST_ODDS`, and the evidence for
+    the likeliest merger less `MERGER_ODDS`. What remains, e = evidence - log(1 + exp(g)), or 0 if that is less, is
+    given as tanh(e / MOST).
 
     Args:
         count: K quadrature pairs.
@@ -58,10 +76,19 @@ class MergerEvidence(nn.Module):
         frame: samples of a frame, a multiple of ``stride``.
         f_low, f_high: Hz.
         rate: samples per second.
+        bursts: frequencies of the sine-Gaussians; 0 for evidence against noise without glitches.
     """
 
     def __init__(
-        self, count: int, kernel: int, stride: int, frame: int, f_low: float, f_high: float, rate: float
+        self,
+        count: int,
+        kernel: int,
+        stride: int,
+        frame: int,
+        f_low: float,
+        f_high: float,
+        rate: float,
+        bursts: int = 0,
     ) -> None:
         super().__init__()
         self.count, self.stride, self.frame, self.rate = count, stride, frame, rate
@@ -71,6 +98,11 @@ class MergerEvidence(nn.Module):
         pairs = sine_gaussian_pairs(frequency, torch.full((count,), 5.0, dtype=torch.float64), kernel, rate)
         self.weight: Tensor
         self.register_buffer("weight", pairs)  # (2 K, kernel)
+        frequency = torch.logspace(math.log10(f_low), math.log10(f_high), bursts, dtype=torch.float64)
+        q = torch.tensor(BURST_Q, dtype=torch.float64).repeat_interleave(bursts)
+        self.burst: Tensor
+        pairs = sine_gaussian_pairs(frequency.repeat(len(BURST_Q)), q, round(BURST_LENGTH * rate), rate)
+        self.register_buffer("burst", pairs, persistent=False)  # (2 B, samples), of unit energy
 
     def start_from(self, kernels: Tensor, f_low: float, f_high: float) -> None:
         """Take complex ``kernels`` (K, kernel), merger `after` samples before the end, of any size.
@@ -97,33 +129,85 @@ class MergerEvidence(nn.Module):
         return out
 
     def _at(self, site: Site, x: Tensor, first: int, frames: int) -> Tensor:
+        if not self.burst.numel():
+            parts = [self.against_noise(site, part, first, frames) for part in x.split(_AT_ONCE)]
+            return torch.cat([e.div_(MOST).tanh_() for e in parts])
+        around = round(AROUND * self.rate / self.frame)
+        begin = max(first - around, min(first, 0))  # where there is no strain there is no glitch
+        end = min(first + frames + around, max(first + frames, -(-x.shape[1] // self.frame)))
+        wanted = slice(first - begin, first - begin + frames)
+        out = []
+        for part in x.split(_AT_ONCE):
+            e = self.against_noise(site, part, begin, end - begin)
+            g = site.share * self.loudest_burst(part, begin, end - begin) - BURST_ODDS
+            g = torch.maximum(g, e.amax(2) - MERGER_ODDS)
+            g = nn.functional.max_pool1d(g[:, None], 2 * around + 1, 1, around)[:, 0, wanted]
+            e = e[:, wanted] - nn.functional.softplus(g)[..., None]
+            out.append(e.clamp_min_(0.0).div_(MOST).tanh_())
+        return torch.cat(out)
+
+    def against_noise(self, site: Site, x: Tensor, first: int, frames: int) -> Tensor:
+        """(N, T) to evidence in natural units of ``frames`` frames from ``first`` on, (N, frames, K), at least 0.
+
+        Beyond `_OVERFLOW` it is too small, by the logarithm of the number of moments at most.
+        """
         moments, kernel = self.frame // self.stride, self.weight.shape[1]
         whole, some = divmod(round(site.beyond * self.rate / self.stride), moments)  # frames and moments beyond a frame
         margin = whole + bool(some)
-        first, every = first - margin, frames + 2 * margin
+        every = frames + 2 * margin
         before = kernel - self.after - self.stride // 2  # the merger of a frame's first moment lies half a stride in it
-        length = kernel + self.frame - self.stride
+        a, b = self._laid(self.weight * math.sqrt(0.5 * site.share), x, before, first - margin, every, moments)
+        power = torch.addcmul(a * a, b, b)  # (N, every, moments, K)
+        count = (1 + 2 * whole) * moments + 2 * some
+        most = _around(power, frames, margin, whole, some, torch.amax, torch.maximum)
+        total = _around(power.clamp_max_(_OVERFLOW).exp_(), frames, margin, whole, some, torch.sum, torch.add)
+        return torch.maximum(total.log_(), most).sub_(math.log(count)).clamp_min_(0.0)
+
+    def loudest_burst(self, x: Tensor, first: int, frames: int) -> Tensor:
+        """(N, T) to half the squared SNR of the loudest sine-Gaussian in ``frames`` frames from ``first`` on."""
+        moments = max(1, round(self.frame / (BURST_STEP * self.rate)))
+        scale = self.weight[0].norm()  # that of the mergers, whose noise has variance 1
+        before = self.burst.shape[1] // 2 - self.frame // moments // 2
+        a, b = self._laid(self.burst * (scale * math.sqrt(0.5)), x, before, first, frames, moments)
+        return torch.addcmul(a * a, b, b).amax(dim=(2, 3))
+
+    def _laid(self, pairs: Tensor, x: Tensor, before: int, first: int, frames: int, moments: int) -> tuple[Tensor, ...]:
+        """Cosines and sines of ``pairs`` (2 P, kernel) over rows (N, T): two of (N, frames, moments, P).
+
+        A frame's first kernel begins ``before`` samples before the frame.
+        """
+        count, kernel = pairs.shape
+        step = self.frame // moments
+        length = kernel + (moments - 1) * step
         before -= first * self.frame
-        x = nn.functional.pad(x, (before, (every - 1) * self.frame + length - before - x.shape[1]))
+        x = nn.functional.pad(x, (before, (frames - 1) * self.frame + length - before - x.shape[1]))
         # What a frame sees lies together, and all of its moments come out of one product of matrices.
-        kernels = self.weight.new_zeros(length, moments, 2 * self.count)
+        kernels = pairs.new_zeros(length, moments, count)
         for i in range(moments):
-            kernels[i * self.stride : i * self.stride + kernel, i] = self.weight.T * math.sqrt(0.5 * site.share)
-        kernels = kernels.flatten(1)
-        out = []
-        for part in x.split(_AT_ONCE):
-            rows = part.unfold(1, length, self.frame).reshape(len(part) * every, length)
-            a, b = (rows @ kernels).view(len(part), every, moments, 2, self.count).unbind(3)
-            ratio = torch.addcmul(a * a, b, b).clamp_(max=_OVERFLOW).exp_()  # (n, every, moments, K)
-            each = ratio.sum(2)
-            total = each[:, margin : margin + frames].clone()
-            for k in range(1, whole + 1):
-                total += each[:, margin - k : margin - k + frames] + each[:, margin + k : margin + k + frames]
-            if some:
-                total += ratio[:, :frames, moments - some :].sum(2) + ratio[:, every - frames :, :some].sum(2)
-            count = (1 + 2 * whole) * moments + 2 * some
-            out.append(total.div_(count).log_().clamp_min_(0.0).div_(MOST).tanh_())
-        return torch.cat(out)
+            kernels[i * step : i * step + kernel, i] = pairs.T
+        rows = x.unfold(1, length, self.frame).reshape(len(x) * frames, length)
+        return (rows @ kernels.flatten(1)).view(len(x), frames, moments, 2, count // 2).unbind(3)
+
+
+def _around(
+    x: Tensor,
+    frames: int,
+    margin: int,
+    whole: int,
+    some: int,
+    over: Callable[..., Tensor],
+    join: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Of x (N, margin + frames + margin, moments, K) what each of ``frames`` frames has with ``whole`` frames and
+    ``some`` moments more on either side, (N, frames, K); ``over`` an axis, and ``join``, say how it is put together."""
+    each = over(x, 2)
+    out = each[:, margin : margin + frames]
+    for k in range(1, whole + 1):
+        out = join(out, join(each[:, margin - k : margin - k + frames], each[:, margin + k : margin + k + frames]))
+    if some:
+        before, after = x[:, :frames, x.shape[2] - some :], x[:, x.shape[1] - frames :, :some]
+        out = join(out, join(over(before, 2), over(after, 2)))
+    return out
 
 
 def network_evidence(loudest: Tensor) -> Tensor:

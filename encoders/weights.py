@@ -161,7 +161,8 @@ def load_encoder(path_or_name: str | Path, device: torch.device | str = "cpu") -
     node = describe_weights(path)
     name, args, band = node["encoder"]["name"], node["encoder"]["args"], (float(node["f_low"]), float(node["f_high"]))
     if name == "cnn_gru":
-        args = {"mergers": 0, **args}  # those saved before there were mergers have none
+        # Those saved before there were mergers, or glitches beside them, have none.
+        args = {"mergers": 0, "glitch_bursts": 0, **args}
     shape = name, args, tuple(node["detectors"]), node["shared"]
     with torch.device("meta"):  # takes no memory: the JSON may ask for an encoder of any size within its bounds
         planned = PairedEncoder(*shape, f_low=band[0], f_high=band[1])

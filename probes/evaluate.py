@@ -66,6 +66,10 @@ def evaluate(train: Features, test: Features, n_labels: int, seed: int, kind: st
         "calibration": calibration(test.label, probability),
         "seconds": {"fit": round(fitted - began, 2)},
     }
+    if test.evidence and test.together is not None:
+        alone = test.together[:, -1]
+        detected = {f"{p:g}": efficiency(test.label, alone, p) for p in FALSE_ALARM}
+        figures["evidence"] = {"auc": auc(test.label, alone)["value"], "efficiency": detected}
     if test.snr is not None and np.isfinite(test.snr).all():
         figures["efficiency_vs_snr"] = efficiency_vs_snr(test.label, score, test.snr, 0.01)
     return Evaluation(probe, score, probability, figures)

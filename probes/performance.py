@@ -54,6 +54,16 @@ def probe_performance(results: ProbeResults) -> Performance:
     return shown
 
 
+def evidence_performance(results: ProbeResults) -> Performance | None:
+    """The figures of evidence without any label, where the encoder has evidence."""
+    node = results.figures.get("evidence")
+    if not isinstance(node, dict):
+        return None
+    shown = Performance("evidence alone, no labels", drawn=False)
+    _fill(shown, results, {key: node.get(key) for key in ("auc", "efficiency")})
+    return shown
+
+
 def limit_performances(results: ProbeResults) -> list[Performance]:
     """The limits of ``figures["limit"]`` and of ``limits``, in the order of `TITLES`, others behind."""
     node = results.figures.get("limit")

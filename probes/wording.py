@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gwtwins.probes.performance import Performance
+from gwtwins.probes.performance import Performance, evidence_performance
 from gwtwins.probes.results import Example, ProbeResults, shown_fap
 
 _HUNDREDS = {0.1: "ten", 0.01: "a hundred", 0.001: "a thousand"}
@@ -68,6 +68,9 @@ def figure_table(
     knn, shown, notes, faps = results.figures.get("knn_auc"), [probe, *limits], [], []
     if knn is not None:
         shown.insert(1, Performance("nearest neighbours", auc=knn if isinstance(knn, dict) else {"value": knn}))
+    alone = evidence_performance(results)
+    if alone:
+        shown.insert(1, alone)
     for fap in sorted({p for one in shown for p in one.efficiency}, reverse=True):
         entry = probe.efficiency.get(fap, {})
         if entry.get("value") is None and entry.get("reason"):

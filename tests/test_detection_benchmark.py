@@ -41,7 +41,7 @@ BUDGET = [
     "--label-draws",
     "3",
 ]
-ROWS_MADE = ("detector", "concat", "fixed", "untrained", "supervised", "supervised_endless", "known")
+ROWS_MADE = ("detector", "concat", "fixed", "untrained", "evidence", "supervised", "supervised_endless", "known")
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -74,13 +74,14 @@ def test_one_command_gives_one_table(made: Path) -> None:
         assert f"| {ROWS[name].title} (`{name}`) |" in text
         assert any(line.startswith(f"| {ROWS[name].title} |") for line in lines)
         row = node["rows"][name]
-        assert [one["seed"] for one in row["seeds"]] == ([0] if name == "known" else [0, 1])
+        assert [one["seed"] for one in row["seeds"]] == ([0] if name in ("evidence", "known") else [0, 1])
         for count, entry in row["by_labels"].items():
             assert 0.3 < entry["auc"]["mean"] <= 1
             assert entry["efficiency_0.001"] is None or name == "known"  # 300 noise rows cannot say
             assert count in ("20", "60") if name in ("detector", "supervised") else True
     assert node["rows"]["supervised"]["by_labels"].keys() == {"20", "60"}
     assert node["rows"]["known"]["by_labels"]["any"]["auc"]["mean"] > 0.99
+    assert node["rows"]["evidence"]["by_labels"]["any"]["auc"]["mean"] > 0.9  # 200 rows: 0.95 +- 0.02
     assert node["rows"]["detector"]["by_labels"]["20"]["auc_minus"]["value"] == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,18 @@ from torch import Tensor
 
 from gwtwins.encoders import registry
 from gwtwins.encoders.cnn_gru import CnnGru
-from gwtwins.encoders.evidence import AFTER_MERGER, FAR, MOST, NEAR, MergerEvidence, Site, network_evidence
+from gwtwins.encoders.evidence import (
+    AFTER_MERGER,
+    AROUND,
+    BURST_ODDS,
+    FAR,
+    MERGER_ODDS,
+    MOST,
+    NEAR,
+    MergerEvidence,
+    Site,
+    network_evidence,
+)
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.encoders.stem import sine_gaussian_pairs
 from gwtwins.encoders.weights import load_encoder, save_encoder
@@ -77,8 +89,8 @@ def shares(x: np.ndarray, kernels: Tensor) -> np.ndarray:
     return np.stack(held, axis=1) / np.square(x).sum(axis=1, keepdims=True)
 
 
-def layer(kernels: Tensor, stride: int = STRIDE, frame: int = FRAME) -> MergerEvidence:
-    made = MergerEvidence(len(kernels), kernels.shape[1], stride, frame, 25.0, 480.0, RATE)
+def layer(kernels: Tensor, stride: int = STRIDE, frame: int = FRAME, bursts: int = 0) -> MergerEvidence:
+    made = MergerEvidence(len(kernels), kernels.shape[1], stride, frame, 25.0, 480.0, RATE, bursts)
     made.start_from(kernels, F_LOW, F_HIGH)
     return made
 
@@ -229,41 +241,73 @@ def test_arrivals_a_light_travel_time_apart_share_a_frame(kernels: Tensor, signa
 
 
 def plainly(module: MergerEvidence, site: Site, x: Tensor, first: int, frames: int) -> np.ndarray:
-    """(N, frames, K) by a loop over moments, float64."""
+    """(N, frames, K) by loops over moments, float64."""
     pairs, length = module.weight.double().numpy(), module.weight.shape[1]
     k, stride, frame = module.count, module.stride, module.frame
     beyond = round(site.beyond * module.rate / stride) * stride
-    more = 2 * length + beyond + frame
+    more = 2 * length + beyond + frame + 512
     rows = np.pad(x.double().numpy(), ((0, 0), (more, more + frames * frame)))
+
+    def powers(pairs: np.ndarray, begin: int) -> np.ndarray:
+        pair = rows[:, begin + more : begin + more + pairs.shape[1]] @ pairs.T
+        half = len(pairs) // 2
+        return (pair[:, :half] ** 2 + pair[:, half:] ** 2) / 2
+
+    def against_noise(f: int) -> np.ndarray:
+        moments = range(f * frame - beyond + stride // 2, (f + 1) * frame + beyond, stride)
+        power = [site.share * powers(pairs, moment - (length - module.after)) for moment in moments]
+        return np.maximum(logsumexp(power, axis=0) - math.log(len(power)), 0.0)
+
+    def glitch(f: int) -> np.ndarray:
+        bursts = module.burst.double().numpy() * np.linalg.norm(pairs[0])
+        count = max(1, round(frame / (0.008 * module.rate)))
+        step = frame // count
+        begins = [f * frame + i * step + step // 2 - bursts.shape[1] // 2 for i in range(count)]
+        burst = np.max([powers(bursts, begin).max(axis=1) for begin in begins], axis=0)
+        return np.maximum(site.share * burst - BURST_ODDS, against_noise(f).max(axis=1) - MERGER_ODDS)
+
+    around = round(AROUND * module.rate / frame)
+    there = range(-(-x.shape[1] // frame))
     out = np.zeros((len(x), frames, k))
-    for f in range(frames):
-        power, start = [], (first + f) * frame
-        for moment in range(start - beyond + stride // 2, start + frame + beyond, stride):
-            begin = moment - (length - module.after) + more
-            pair = rows[:, begin : begin + length] @ pairs.T
-            power.append(site.share * (pair[:, :k] ** 2 + pair[:, k:] ** 2) / 2)
-        out[:, f] = logsumexp(power, axis=0) - math.log(len(power))
+    for n in range(frames):
+        out[:, n] = against_noise(first + n)
+        if module.burst.numel():
+            near_by = [glitch(f) for f in range(first + n - around, first + n + around + 1) if f in there]
+            out[:, n] -= np.logaddexp(0.0, np.max(near_by, axis=0))[:, None]
     return np.tanh(np.maximum(out, 0.0) / 15.0)
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "frame", "samples", "first", "frames"),
+    ("kernel", "stride", "frame", "samples", "first", "frames", "bursts"),
     [
-        (256, 4, 16, 2048, 0, 128),
-        (256, 4, 16, 2048, 72, 56),
-        (256, 4, 32, 1792, 0, 56),
-        (384, 2, 16, 2048, 0, 128),
-        (97, 1, 8, 500, 3, 50),
-        (64, 64, 64, 640, 0, 9),
+        (256, 4, 16, 2048, 0, 128, 0),
+        (256, 4, 16, 2048, 72, 56, 0),
+        (256, 4, 32, 1792, 0, 56, 0),
+        (384, 2, 16, 2048, 0, 128, 0),
+        (97, 1, 8, 500, 3, 50, 0),
+        (64, 64, 64, 640, 0, 9, 0),
+        (256, 4, 16, 1024, 0, 64, 3),
+        (256, 4, 16, 2048, 100, 28, 2),
+        (97, 1, 8, 500, 3, 50, 3),
+        (64, 64, 64, 640, 0, 9, 1),
     ],
 )
 def test_evidence_is_its_formula(
-    bank: WaveformBank, psd: PSD, kernel: int, stride: int, frame: int, samples: int, first: int, frames: int
+    bank: WaveformBank,
+    psd: PSD,
+    kernel: int,
+    stride: int,
+    frame: int,
+    samples: int,
+    first: int,
+    frames: int,
+    bursts: int,
 ) -> None:
-    """But for what is beyond 60, where tanh(60 / 15) is 0.9993."""
-    made = MergerEvidence(3, kernel, stride, frame, 25.0, 480.0, RATE)
+    """But for what is beyond 60 against noise, where tanh(60 / 15) is 0.9993."""
+    made = MergerEvidence(3, kernel, stride, frame, 25.0, 480.0, RATE, bursts)
     made.start_from(merger_kernels(bank, psd, 3, kernel, made.after, stride, *BAND), F_LOW, F_HIGH)
-    x = noise(6)[:, :samples] * torch.logspace(0, 2, 6)[:, None]  # as loud as glitches are
+    loud = 2 if not bursts else 0.7  # as loud as glitches are, or not beyond 60
+    x = noise(6)[:, :samples] * torch.logspace(0, loud, 6)[:, None]
     far = torch.tensor([False, True, True, False, True, False])
     found = made(x, far, first, frames)
     assert found.shape == (6, frames, 3) and found.dtype == torch.float32
@@ -272,10 +316,12 @@ def test_evidence_is_its_formula(
         quiet = wanted < 0.9985
         np.testing.assert_allclose(found[rows].numpy()[quiet], wanted[quiet], atol=1e-5)
         assert np.all(found[rows].numpy()[~quiet] > 0.998)
+        assert not bursts or wanted.max() > 0.1  # something is left to compare
 
 
-def test_evidence_of_a_row_is_the_same_in_any_company(kernels: Tensor) -> None:
-    made, x, far = layer(kernels), noise(150), torch.arange(150) % 3 == 2
+@pytest.mark.parametrize("bursts", [0, 12])
+def test_evidence_of_a_row_is_the_same_in_any_company(kernels: Tensor, bursts: int) -> None:
+    made, x, far = layer(kernels, bursts=bursts), noise(150), torch.arange(150) % 3 == 2
     together = made(x, far, 0, 128)
     for rows in (slice(0, 1), slice(60, 70), slice(149, 150)):
         assert torch.allclose(made(x[rows], far[rows], 0, 128), together[rows], atol=1e-6)
@@ -298,6 +344,77 @@ def test_a_stretch_has_the_evidence_of_its_windows_away_from_their_ends(kernels:
         inside = whole[:, first : first + 128]
         assert torch.allclose(alone[:, 15:-5], inside[:, 15:-5], atol=1e-6)
         assert not torch.allclose(alone[:, :15], inside[:, :15], atol=1e-3)
+
+
+# Glitches
+
+
+def bursts_at(snr: float, at: int) -> Tensor:
+    """Sine-Gaussians (N, 2048) of frequencies and Qs between those that the layer has, in no noise."""
+    frequency, q = torch.tensor([40.0, 70.0, 120.0, 200.0, 330.0]).double(), torch.tensor([2.5, 5.0, 12.0]).double()
+    f, q = (grid.flatten() for grid in torch.meshgrid(frequency, q, indexing="ij"))
+    x = torch.zeros(len(f), 2048)
+    x[:, at - 128 : at + 128] = sine_gaussian_pairs(f, q, 256, RATE)[: len(f)] * snr * math.sqrt(UNIT)
+    return x
+
+
+def loudest(made: MergerEvidence, x: Tensor) -> np.ndarray:
+    return near(made, x).amax(dim=(1, 2)).numpy() * MOST
+
+
+def test_a_burst_is_no_evidence_and_a_signal_is(kernels: Tensor, signals: np.ndarray) -> None:
+    """A burst of SNR 10 and more is worth a fifth of what it is without glitches, which is as much as a signal of SNR 9
+    is; a signal of SNR 7 hardly less than without."""
+    knows, knows_not = layer(kernels, bursts=12), layer(kernels)
+    for snr in (10.0, 20.0, 100.0):
+        before, after = (loudest(made, bursts_at(snr, 1288)) for made in (knows_not, knows))
+        assert after.mean() < 0.2 * before.mean()
+    assert loudest(knows_not, bursts_at(20.0, 1288)).mean() > loudest(knows_not, injected(signals, 9.0, 1288)).mean()
+    before, after = (loudest(made, injected(signals, 7.0, 1288)) for made in (knows_not, knows))
+    assert after.mean() > 0.9 * before.mean() and np.all(after <= before + 1e-4)
+
+
+def test_no_glitch_in_one_detector_outweighs_a_faint_signal_in_two(kernels: Tensor, signals: np.ndarray) -> None:
+    """Not even one that looks like a merger: alone it is worth 10.8 at most."""
+    made = layer(kernels, bursts=12)
+    alone = max(loudest(made, injected(signals, snr, 1288)).max() for snr in (8.0, 12.0, 30.0, 200.0))
+    assert alone <= MOST * math.tanh(MERGER_ODDS / MOST) + 1e-3
+    two = 2 * loudest(made, injected(signals, 7.5, 1288))
+    assert np.mean(two > alone) > 0.9
+
+
+def test_loud_signals_are_not_taken_for_glitches(kernels: Tensor, signals: np.ndarray) -> None:
+    made = layer(kernels, bursts=12)
+    kept = [np.median(loudest(made, injected(signals, snr, 1288))) for snr in (7.0, 10.0, 20.0, 50.0, 200.0)]
+    assert np.all(np.diff(kept) > -0.1) and kept[-1] > 10.0
+
+
+def test_a_glitch_takes_the_evidence_of_its_neighbourhood_alone(kernels: Tensor, signals: np.ndarray) -> None:
+    made, x = layer(kernels, bursts=12), injected(signals[:15], 7.0, 1288)
+    untouched = near(made, x)
+    for apart, gone in ((0.2, True), (0.5, False)):
+        found = near(made, x + bursts_at(30.0, 1288 - round(apart * RATE)))
+        here = slice(1288 // FRAME - 1, 1288 // FRAME + 2)
+        left = (found[:, here].amax(dim=(1, 2)) / untouched[:, here].amax(dim=(1, 2))).median()
+        assert (left < 0.2) if gone else (left > 0.95)
+
+
+def test_noise_hardly_ever_has_a_glitch(kernels: Tensor) -> None:
+    """What is taken from noise is small everywhere."""
+    x = noise(64)
+    taken = natural(near(layer(kernels), x)) - natural(near(layer(kernels, bursts=12), x))
+    assert 0.0 <= taken.min() + 1e-6 and taken.mean() < 0.01 and taken.max() < 1.0
+
+
+def test_a_stretch_with_glitches_has_the_evidence_of_its_windows_away_from_their_ends(kernels: Tensor) -> None:
+    """A quarter of a second more on either side."""
+    made, x, far = layer(kernels, bursts=12), 1.5 * noise(3, 8.0), torch.tensor([True, False, True])
+    whole = made(x, far, 0, 512)
+    for first in (40, 200, 340):
+        alone = made(x[:, first * FRAME : first * FRAME + 2048], far, 0, 128)
+        assert torch.allclose(alone[:, 31:-21], whole[:, first + 31 : first + 107], atol=1e-5)
+        part = made(x[:, first * FRAME : first * FRAME + 2048], far, 72, 56)  # made alone, as embeddings are
+        assert torch.allclose(part, alone[:, 72:], atol=1e-6)
 
 
 def test_the_evidence_of_a_network_is_each_mergers_and_that_of_all() -> None:
@@ -378,6 +495,21 @@ def test_an_encoder_is_saved_with_its_mergers(small_source: SimulatedSource, tmp
     with torch.no_grad():
         assert torch.equal(encoder.sequence(x, which), again.sequence(x, which))
     assert again.evidence == 6 and not any("evidence" in name for name, _ in again.named_parameters())
+
+
+def test_an_encoder_from_before_there_were_glitches_knows_of_none(
+    small_source: SimulatedSource, tmp_path: Path
+) -> None:
+    encoder = PairedEncoder("cnn_gru", SMALL | {"glitch_bursts": 0}, psds=small_source.psds).eval()
+    save_encoder(encoder, tmp_path, {})
+    node = json.loads((tmp_path / "encoder.json").read_text())
+    assert node["encoder"]["args"].pop("glitch_bursts") == 0
+    (tmp_path / "encoder.json").write_text(json.dumps(node))
+    again, x = load_encoder(tmp_path), noise(4)
+    assert again.args["glitch_bursts"] == 0
+    which = torch.zeros(4, dtype=torch.long)
+    with torch.no_grad():
+        assert torch.equal(encoder.sequence(x, which), again.sequence(x, which))
 
 
 def test_an_encoder_without_mergers_has_no_evidence(tmp_path: Path) -> None:

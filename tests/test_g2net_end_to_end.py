@@ -24,7 +24,7 @@ from gwtwins.strain.sources import Window
 from gwtwins.train_ssl import train
 
 N_LABELLED, N_TEST, N_UNLABELLED = 600, 600, 200
-LOUD = "snr: {uniform: [8, 24]}"  # an encoder of a minute's training then has something to tell apart
+LOUD = "snr: {uniform: [5, 24]}"  # an encoder of a minute's training then has something to tell apart
 JUDGING = ["--frac", "1", "--label-counts", "[]", "--templates", "0", "--device", "cpu"]
 
 

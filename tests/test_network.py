@@ -100,22 +100,32 @@ def test_together_is_the_pool_of_the_sum_of_the_pooled_frames(shared: bool, pool
 
 
 @torch.no_grad()
-def test_a_pulse_at_one_moment_in_two_detectors_stands_out_of_one_at_two_moments(shipped: PairedEncoder) -> None:
-    """SNR 8 in each of Hanford and Livingston, 10 ms apart or 1 s."""
+def test_what_comes_at_one_moment_in_two_detectors_stands_out_of_what_comes_at_two_moments(
+    shipped: PairedEncoder,
+) -> None:
+    """SNR 8 in each of Hanford and Livingston, 10 ms apart or 1 s: in what is learnt a pulse, in evidence a merger."""
+
+    def merger(at: float, snr: float) -> Tensor:
+        kernel = shipped.hl.evidence.weight[0]
+        x = torch.zeros(2048)
+        end = round(at * 1024) + shipped.hl.evidence.after
+        x[end - len(kernel) : end] = kernel / kernel.norm() * snr * math.sqrt(1024 / 960)
+        return x
+
     background = noise(32)
-    one, two = background.clone(), background.clone()
-    one[:, 0] += pulse(1.40, 8.0)
-    two[:, 0] += pulse(0.41, 8.0)
-    for windows in (one, two):
-        windows[:, 1] += pulse(1.41, 8.0)
-
-    def loudest(windows: Tensor) -> tuple[Tensor, Tensor]:
-        """The learnt maxima over time, their mean over channels; and the evidence for all mergers."""
-        together = shipped.network(windows)[1]
-        assert together is not None
-        return together[:, : -shipped.evidence].chunk(2, dim=1)[1].mean(dim=1), together[:, -1]
-
-    for at_once, apart, nothing in zip(loudest(one), loudest(two), loudest(background), strict=True):
+    for shape, evidence in ((pulse, False), (merger, True)):
+        loudest = []
+        for first in (1.40, 0.41, None):
+            windows = background.clone()
+            if first is not None:
+                windows[:, 0] += shape(first, 8.0)
+                windows[:, 1] += shape(1.41, 8.0)
+            together = shipped.network(windows)[1]
+            assert together is not None
+            # The learnt maxima over time, their mean over channels; or the evidence for all mergers.
+            learnt = together[:, : -shipped.evidence].chunk(2, dim=1)[1].mean(dim=1)
+            loudest.append(together[:, -1] if evidence else learnt)
+        at_once, apart, nothing = loudest
         assert (at_once > apart).float().mean() >= 0.95
         assert (at_once - nothing).mean() > 1.8 * (apart - nothing).mean() > 0.0
 

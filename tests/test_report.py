@@ -116,6 +116,7 @@ def made_up(n: int = 3000, **changes: Any) -> ProbeResults:
         "frac": "0.25",
         "seconds": {"fit": 2.0, "total": 84.0},
         "knn_auc": 0.881,
+        "evidence": {"auc": 0.8642, "efficiency": {"0.01": {"value": 0.5531, "ci95": [0.53, 0.58]}}},
         "versions": {"torch": "2.15.0"},
     }
     directions = rng.normal(size=(2, 24))
@@ -242,6 +243,12 @@ def test_few_labels_have_their_curve_and_their_table(full: tuple[ProbeResults, P
     (axes,) = figure.axes
     assert axes.get_ylim()[0] == 0.5  # of an AUC, nothing is below chance
     assert axes.get_legend_handles_labels()[1] == ["bank", "frozen probe"]
+
+
+def test_what_labels_add_to_evidence_can_be_read_off(full: tuple[ProbeResults, Page, Path]) -> None:
+    text = full[1].text
+    row = text[text.index("Evidence alone, no labels") :][:60]
+    assert "0.864" in row and "0.553" in row
 
 
 def test_a_limit_close_to_another_is_in_the_table_alone(full: tuple[ProbeResults, Page, Path]) -> None:
