@@ -25,9 +25,12 @@ AFTER_MERGER = 0.045
 MOST = 15.0
 """Evidence e of a detector counts as MOST tanh(e / MOST): what one detector alone says, a glitch, does not outvote the
 others. 15 is what a signal of SNR 6 gives."""
-BURST_ODDS, MERGER_ODDS = 15.0, 13.5
+BURST_ODDS, MERGER_ODDS = 17.0, 13.5
 """Minus the logarithms of the odds of a glitch, of a given shape at a given moment, against none: one that looks like a
-sine-Gaussian, one that looks like a merger. Detection depends on them little: 14 to 16 and 12 to 15 do as well."""
+sine-Gaussian, one that looks like a merger. Detection depends on them little: 15 to 19 and 12 to 15 do as well."""
+LEFT = 4.0
+"""Evidence that no glitch takes away: a signal may look like a burst too, if it is that of heavier black holes than the
+kernels are of, and is then seen in several detectors at once."""
 AROUND = 0.25
 """Seconds to either side of a frame within which a burst explains what is in it."""
 BURST_Q = (3.0, 8.0)
@@ -66,8 +69,8 @@ class MergerEvidence(nn.Module):
 
     A glitch may explain as much. The likelihood ratio of noise with glitches against noise alone is 1 + exp(g), where g
     is the larger, within `AROUND`, of two: share P of the loudest sine-Gaussian less `BURST_ODDS`, and the evidence for
-    the likeliest merger less `MERGER_ODDS`. What remains, e = evidence - log(1 + exp(g)), or 0 if that is less, is
-    given as tanh(e / MOST).
+    the likeliest merger less `MERGER_ODDS`. What remains, e = evidence - log(1 + exp(g)), but not less than `LEFT` or
+    the evidence itself if that is less, is given as tanh(e / MOST).
 
     Args:
         count: K quadrature pairs.
@@ -142,8 +145,9 @@ class MergerEvidence(nn.Module):
             g = site.share * self.loudest_burst(part, begin, end - begin) - BURST_ODDS
             g = torch.maximum(g, e.amax(2) - MERGER_ODDS)
             g = nn.functional.max_pool1d(g[:, None], 2 * around + 1, 1, around)[:, 0, wanted]
-            e = e[:, wanted] - nn.functional.softplus(g)[..., None]
-            out.append(e.clamp_min_(0.0).div_(MOST).tanh_())
+            e = e[:, wanted]
+            e = torch.maximum(e - nn.functional.softplus(g)[..., None], e.clamp_max(LEFT))
+            out.append(e.div_(MOST).tanh_())
         return torch.cat(out)
 
     def against_noise(self, site: Site, x: Tensor, first: int, frames: int) -> Tensor:
