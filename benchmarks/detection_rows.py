@@ -60,6 +60,7 @@ _ROWS = [
     Row("cnn_gru_2021", "the 2021 recipe", config="g2net_2021.yaml"),
     Row("cnn_gru_2021_10x", "the 2021 recipe, ten times the budget", config="g2net_2021.yaml", budget=10.0),
     Row("untrained", "untrained encoder", options=_UNTRAINED),
+    Row("concat_untrained", "untrained encoder, features concat", features="concat", trained_as="untrained"),
     Row("evidence", "evidence alone", kind="evidence", trained_as="untrained"),
     Row("supervised", "the same encoder, supervised", kind="supervised"),
     Row("supervised_endless", "the same encoder, supervised, endless labels", kind="endless"),
