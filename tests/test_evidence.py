@@ -538,12 +538,13 @@ def test_an_encoder_without_mergers_has_no_evidence(tmp_path: Path) -> None:
         ({"mergers": -1}, "mergers"),
         ({"mergers": 257}, "0 to 256"),
         ({"merger_kernel": 4}, "8 to 4096"),
+        ({"glitch_bursts": 65}, "0 to 64"),
     ],
 )
 def test_mergers_that_do_not_fit_are_refused(args: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         registry.build("cnn_gru", args)
-    if "mergers" not in args and "out of bounds" not in says and "8 to" not in says:
+    if "mergers" not in args and "out of bounds" not in says and "8 to" not in says and "0 to" not in says:
         assert isinstance(registry.build("cnn_gru", args | {"mergers": 0}), CnnGru)  # no matter where there are none
 
 
