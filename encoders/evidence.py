@@ -6,7 +6,7 @@ what is lost when the pieces of a faint signal are weighed one by one is not to 
 start from mergers of the population that is searched (`gwtwins.strain.mergers`) and are not trained.
 
 Noise is not the only other explanation: detectors have glitches. What a short burst explains as well, or what is too
-loud to be believed of one detector alone, is not counted as evidence.
+loud to be believed of one detector alone, counts for little.
 """
 
 from __future__ import annotations
@@ -132,23 +132,21 @@ class MergerEvidence(nn.Module):
         return out
 
     def _at(self, site: Site, x: Tensor, first: int, frames: int) -> Tensor:
-        if not self.burst.numel():
-            parts = [self.against_noise(site, part, first, frames) for part in x.split(_AT_ONCE)]
-            return torch.cat([e.div_(MOST).tanh_() for e in parts])
+        at = self._against_glitches if self.burst.numel() else self.against_noise
+        return torch.cat([at(site, part, first, frames).div_(MOST).tanh_() for part in x.split(_AT_ONCE)])
+
+    def _against_glitches(self, site: Site, x: Tensor, first: int, frames: int) -> Tensor:
+        """As `against_noise`, less what glitches explain."""
         around = round(AROUND * self.rate / self.frame)
         begin = max(first - around, min(first, 0))  # where there is no strain there is no glitch
         end = min(first + frames + around, max(first + frames, -(-x.shape[1] // self.frame)))
         wanted = slice(first - begin, first - begin + frames)
-        out = []
-        for part in x.split(_AT_ONCE):
-            e = self.against_noise(site, part, begin, end - begin)
-            g = site.share * self.loudest_burst(part, begin, end - begin) - BURST_ODDS
-            g = torch.maximum(g, e.amax(2) - MERGER_ODDS)
-            g = nn.functional.max_pool1d(g[:, None], 2 * around + 1, 1, around)[:, 0, wanted]
-            e = e[:, wanted]
-            e = torch.maximum(e - nn.functional.softplus(g)[..., None], e.clamp_max(LEFT))
-            out.append(e.div_(MOST).tanh_())
-        return torch.cat(out)
+        e = self.against_noise(site, x, begin, end - begin)
+        g = site.share * self.loudest_burst(x, begin, end - begin) - BURST_ODDS
+        g = torch.maximum(g, e.amax(2) - MERGER_ODDS)
+        g = nn.functional.max_pool1d(g[:, None], 2 * around + 1, 1, around)[:, 0, wanted]
+        e = e[:, wanted]
+        return torch.maximum(e - nn.functional.softplus(g)[..., None], e.clamp_max(LEFT))
 
     def against_noise(self, site: Site, x: Tensor, first: int, frames: int) -> Tensor:
         """(N, T) to evidence in natural units of ``frames`` frames from ``first`` on, (N, frames, K), at least 0.
@@ -158,13 +156,13 @@ class MergerEvidence(nn.Module):
         moments, kernel = self.frame // self.stride, self.weight.shape[1]
         whole, some = divmod(round(site.beyond * self.rate / self.stride), moments)  # frames and moments beyond a frame
         margin = whole + bool(some)
-        every = frames + 2 * margin
         before = kernel - self.after - self.stride // 2  # the merger of a frame's first moment lies half a stride in it
-        a, b = self._laid(self.weight * math.sqrt(0.5 * site.share), x, before, first - margin, every, moments)
-        power = torch.addcmul(a * a, b, b)  # (N, every, moments, K)
+        pairs = self.weight * math.sqrt(0.5 * site.share)
+        a, b = self._laid(pairs, x, before, first - margin, frames + 2 * margin, moments)
+        power = torch.addcmul(a * a, b, b)  # (N, frames and margins, moments, K)
         count = (1 + 2 * whole) * moments + 2 * some
-        most = _around(power, frames, margin, whole, some, torch.amax, torch.maximum)
-        total = _around(power.clamp_max_(_OVERFLOW).exp_(), frames, margin, whole, some, torch.sum, torch.add)
+        most = _around(power, whole, some, torch.amax, torch.maximum)
+        total = _around(power.clamp_max_(_OVERFLOW).exp_(), whole, some, torch.sum, torch.add)
         return torch.maximum(total.log_(), most).sub_(math.log(count)).clamp_min_(0.0)
 
     def loudest_burst(self, x: Tensor, first: int, frames: int) -> Tensor:
@@ -194,16 +192,12 @@ class MergerEvidence(nn.Module):
 
 
 def _around(
-    x: Tensor,
-    frames: int,
-    margin: int,
-    whole: int,
-    some: int,
-    over: Callable[..., Tensor],
-    join: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor, whole: int, some: int, over: Callable[..., Tensor], join: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Of x (N, margin + frames + margin, moments, K) what each of ``frames`` frames has with ``whole`` frames and
-    ``some`` moments more on either side, (N, frames, K); ``over`` an axis, and ``join``, say how it is put together."""
+    """Of x (N, frames, moments, K) what each frame has with ``whole`` frames and ``some`` moments more on either side,
+    as far as these are all there; ``over`` an axis, and ``join``, say how it is put together."""
+    margin = whole + bool(some)
+    frames = x.shape[1] - 2 * margin
     each = over(x, 2)
     out = each[:, margin : margin + frames]
     for k in range(1, whole + 1):
