@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,9 @@ NEAR = Site(beyond=0.004, share=0.85)
 """Hanford and Livingston, 10 ms apart."""
 FAR = Site(beyond=0.0235, share=0.7)
 """Virgo and KAGRA, up to 27 ms from them, of half their reach."""
+
+RULES = (AFTER_MERGER, MOST, BURST_ODDS, MERGER_ODDS, LEFT, AROUND, BURST_STEP, astuple(NEAR), astuple(FAR))
+"""What evidence depends on beside kernels: a probe that was fitted by other rules does not fit."""
 
 
 class MergerEvidence(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gwtwins.encoders.evidence import RULES
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.strain.batch import Batch
 from gwtwins.strain.errors import InputError
@@ -62,8 +64,12 @@ class Features:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over name, type, shape and bytes of every parameter and buffer, on whichever device."""
+    """SHA-256 over name, type, shape and bytes of every parameter and buffer, on whichever device, and over all else
+    that an encoder's features depend on: its description, and the rules of evidence."""
     digest = hashlib.sha256()
+    if isinstance(module, PairedEncoder):
+        about = [module.name, module.args, module.shared, module.detectors, module.f_low, module.f_high]
+        digest.update(json.dumps([*about, RULES if module.evidence else ()]).encode())
     for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

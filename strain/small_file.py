@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import yaml
 
@@ -59,15 +60,35 @@ def read_text(path: str | Path, most: int, expected: str) -> str:
 
 
 def read_json(path: str | Path, most: int, expected: str) -> Any:
-    """The same of JSON, nested at most ``MAX_DEPTH`` deep."""
+    """The same of JSON, nested at most ``MAX_DEPTH`` deep, whose numbers are finite and not beyond float64's."""
     data = read_bytes(path, most, expected)
     try:
-        node = json.loads(data.decode("utf-8-sig"))
+        node = json.loads(data.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
+    except _NotFinite as error:
+        raise InputError(path, f"holds {error}, which is no finite number", expected) from error
     except (ValueError, RecursionError) as error:
         raise InputError(path, "is not JSON", expected) from error
     if deeper_than(node, MAX_DEPTH):
         raise InputError(path, f"is nested more than {MAX_DEPTH} deep", expected)
     return node
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+class _NotFinite(ValueError):
+    """JSON's NaN, Infinity and numbers beyond float64, which no reader would be ready for."""
+
+
+def _no_number(text: str) -> NoReturn:
+    raise _NotFinite(text if len(text) < 20 else f"{text[:20]}...")
 
 
 def read_yaml(path: str | Path, expected: str, most: int = MAX_YAML) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from gwtwins.encoders.evidence import RULES
+from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.probes.features import FeatureMap, embed, fingerprint
 from gwtwins.strain.batch import Batch
 from gwtwins.strain.errors import InputError
@@ -170,6 +173,22 @@ def test_a_fingerprint_sees_one_bit_and_nothing_else() -> None:
         bit.linear.weight[2, 3] = torch.nextafter(bit.linear.weight[2, 3], torch.tensor(9.0))
     assert fingerprint(bit) != fingerprint(encoder)
     assert fingerprint(Tiny().to(torch.bfloat16)) != fingerprint(encoder)
+
+
+def test_a_fingerprint_sees_what_no_tensor_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other arguments, bands or rules of evidence make other features of the same weights."""
+
+    def made(f_low: float = 25.0, **args: Any) -> str:
+        torch.manual_seed(0)
+        given = {"width": 8, "hidden": 8, "embedding": 16, "mergers": 2, **args}
+        return fingerprint(PairedEncoder("cnn_gru", given, f_low=f_low))
+
+    first = made()
+    assert made() == first
+    assert len({first, made(f_low=30.0), made(pool_from=1.0), made(mergers=0)}) == 4
+    none = made(mergers=0)
+    monkeypatch.setattr("gwtwins.probes.features.RULES", (*RULES[:-1], 0.5))
+    assert made() != first and made(mergers=0) == none
 
 
 def embeddings(n: int = 3000, d: int = 3, e: int = 4, seed: int = 2) -> np.ndarray:

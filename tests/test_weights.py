@@ -249,8 +249,8 @@ def _set(*keys: str, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("encoder", "name", to="../../evil"), "no encoder of that name"),
         (_set("encoder", "args", "width", to=10**12), "out of bounds"),
         (_set("encoder", "args", "width", to="8"), "is a str"),
-        (_set("encoder", "args", "hidden", to=float("nan")), "is a float"),
-        (_set("encoder", "args", "rate", to=float("nan")), "out of bounds"),
+        (_set("encoder", "args", "hidden", to=float("nan")), "no finite number"),
+        (_set("encoder", "args", "rate", to=float("nan")), "no finite number"),
         (_set("encoder", "args", "depth", to=3), "no argument 'depth'"),
         (_set("detectors", to="H1"), "detectors"),
         (_set("detectors", to=[]), "detectors"),
@@ -260,10 +260,10 @@ def _set(*keys: str, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("detectors", to=["H1"] * 10**5), "detectors"),
         (_set("shared", to="yes"), "shared"),
         (_set("f_low", to=None), "f_low"),
-        (_set("f_low", to=float("nan")), "f_low"),
+        (_set("f_low", to=float("nan")), "no finite number"),
         (_set("f_low", to=600.0), "f_low"),
         (_set("f_high", to=1e9), "f_high"),
-        (_set("f_high", to=float("inf")), "f_high"),
+        (_set("f_high", to=float("inf")), "no finite number"),
     ],
 )
 def test_a_json_that_says_nonsense_is_refused(folder: Path, change: Callable[[dict[str, Any]], Any], says: str) -> None:
@@ -280,8 +280,11 @@ def test_a_json_that_says_nonsense_is_refused(folder: Path, change: Callable[[di
         (b"\xff\xfe{}", "is not JSON"),
         (b"[" * 200_000, "is not JSON"),
         (b'{"format": "' + b"x" * (1 << 20) + b'"}', "is over 1 MiB"),
+        (b'{"f_high": 1' + b"0" * 400 + b"}", r"holds 10000000000000000000\.\.\., which is no finite number"),
+        (b'{"f_high": 1e400}', "holds 1e400, which is no finite number"),
+        (b'{"seconds": NaN}', "holds NaN, which is no finite number"),
     ],
-    ids=["empty", "YAML", "not text", "deep", "large"],
+    ids=["empty", "YAML", "not text", "deep", "large", "beyond float64", "infinite", "NaN"],
 )
 def test_a_json_that_is_none_is_refused(folder: Path, text: bytes, says: str) -> None:
     (folder / "encoder.json").write_bytes(text)
@@ -361,9 +364,10 @@ def test_a_path_with_control_characters_stays_one_line(tmp_path: Path) -> None:
     assert len(str(caught.value).splitlines()) == 1 and "\x1b" not in str(caught.value)
 
 
-def test_the_shipped_encoder_and_its_probe_belong_together() -> None:
-    encoder = weights.load_encoder("gwtwins/small")
-    probe = LinearProbe.load(weights.SHIPPED / "small" / "probe")
+@pytest.mark.parametrize("name", ["small", "flagship"])
+def test_shipped_encoders_and_their_probes_belong_together(name: str) -> None:
+    encoder = weights.load_encoder(f"gwtwins/{name}")
+    probe = LinearProbe.load(weights.SHIPPED / name / "probe")
     probe.check_encoder(fingerprint(encoder), encoder.detectors)
     strain = torch.randn(8, 3, encoder.samples, generator=torch.Generator().manual_seed(0))
     embedding, together = encoder.network(strain)
