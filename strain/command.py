@@ -22,6 +22,7 @@ from gwtwins.strain.errors import InputError
 from gwtwins.strain.small_file import read_yaml
 
 _LOCK = ".lock"
+_TEMPORARY = re.compile(r"\..+\.([0-9]{1,9})\.tmp")  # of `write_bytes`: the process's number behind the file's name
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help says what stands under each field
@@ -73,7 +74,9 @@ def parse(
     config = given.config if "config" in given else None
     layers = [parser.get_defaults(), given]
     if config:
-        layers.insert(1, parser.parse_object(read_config(config, known), defaults=False))
+        words = {f.name for concern in concerns for f in dataclasses.fields(concern) if f.type in ("str", str)}
+        node = {key: _worded(value) if key in words else value for key, value in read_config(config, known).items()}
+        layers.insert(1, parser.parse_object(node, defaults=False))
     flat: dict[str, Any] = {}
     for layer in layers:  # later ones override; --name.key adds to a dict
         for name in known:
@@ -150,6 +153,11 @@ def read_config(path: str | Path, known: list[str]) -> dict[str, Any]:
     return node
 
 
+def _worded(value: Any) -> Any:
+    """A number as the text that it stands for, as on the command line: ``frac: 0.5``."""
+    return str(value) if type(value) in (int, float) else value
+
+
 def plain(value: Any) -> Any:
     """Namespaces, tuples and paths as what YAML and JSON hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -197,23 +205,38 @@ def disk_faults(folder: Path, advice: str) -> Iterator[None]:
 def hold_folder(path: Path, *inside: Path) -> Iterator[None]:
     """Make a folder and keep it to this process until the end, also where several machines share it.
 
-    What a process that was killed has left half-written there, and in the folders ``inside``, goes.
+    What a process that was killed has left half-written there (`write_bytes`), and in the folders ``inside``, goes.
 
     Raises:
         InputError: another process holds it, or it cannot be made.
     """
-    _make_folder(path)
+    make_folder(path)
     lock = path / _LOCK
     with _open_lock(path, lock) as file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         for left in (left for folder in (path, *inside) for left in folder.glob(".*.tmp")):
-            left.unlink(missing_ok=True)
+            if _left_behind(left.name):
+                left.unlink(missing_ok=True)
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _left_behind(name: str) -> bool:
+    """Whether a file is one of `write_bytes`, and of a process that no longer runs here."""
+    written = _TEMPORARY.fullmatch(name)
+    if not written:
+        return False
+    try:
+        os.kill(int(written[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # another user's
+    return False
 
 
 def _open_lock(folder: Path, lock: Path) -> TextIO:
@@ -246,13 +269,14 @@ def claim_folder(out: str, default: Path) -> Path:
         InputError: ``out`` is there and not empty, or cannot be made.
     """
     path = Path(out) if out else default
-    _make_folder(path)
-    if any(held.name != _LOCK for held in path.iterdir()):
+    make_folder(path)
+    if any(held.name != _LOCK and not _TEMPORARY.fullmatch(held.name) for held in path.iterdir()):
         raise InputError(path, "already holds a result", "a new or empty folder for --out")
     return path
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """Make a folder, or see that it is one; InputError otherwise."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         next(path.iterdir(), None)

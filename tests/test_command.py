@@ -15,6 +15,7 @@ import yaml
 
 from gwtwins.strain.command import (
     claim_folder,
+    hold_folder,
     new_run_folder,
     parse,
     plain,
@@ -117,6 +118,13 @@ def test_default_then_yaml_then_command_line(config: Path) -> None:
     assert options("--config", str(config), "--views", "detector") == expected
 
 
+def test_a_number_in_a_yaml_is_text_where_text_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("views: 0.5\nseed: 3\n")
+    (run, _), _ = parse("x", "", [Run, Model], ["--config", str(path)])
+    assert (run.views, run.seed) == ("0.5", 3)
+
+
 def test_one_key_of_a_dict_is_changed_and_a_whole_dict_replaced(config: Path) -> None:
     one = options("--config", str(config), "--encoder_args.width", "64", "--encoder-args.depth=3")
     assert one["encoder_args"] == {"hidden": 8, "width": 64, "depth": 3}
@@ -180,7 +188,7 @@ def test_bad_options_are_refused_in_one_line(argv: tuple[str, ...], fault: str) 
         ("seed: 1.5\n", "seed.*int.*1.5"),
         ("seed: null\n", "seed is null; expected a value of type int"),
         ("seed:\n", "seed is null"),
-        ("views: 3\n", "views.*str.*3"),
+        ("views: [3]\n", "views.*str.*3"),
         ("shared: maybe\n", "shared.*bool.*maybe"),
         ("encoder_args: 3\n", "encoder_args.*dict.*3"),
         ("bands: 20\n", "bands.*list.*20"),
@@ -269,6 +277,18 @@ def test_claim_folder_leaves_results_alone(tmp_path: Path) -> None:
     assert (tmp_path / "result.json").read_text() == "{}"
     with pytest.raises(InputError, match="may not be written to"):
         claim_folder("/proc/nowhere/run", tmp_path / "x")
+
+
+def test_only_what_our_own_dead_processes_left_is_swept_away(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    gone = tmp_path / f".probe.json.{dead.pid}.tmp"
+    others = [tmp_path / name for name in (".notes.tmp", f".at.work.{os.getpid()}.tmp", "thesis.tex")]
+    for path in (gone, *others):
+        path.write_text("half")
+    with hold_folder(tmp_path), pytest.raises(InputError, match="already holds a result"):
+        claim_folder(str(tmp_path), tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
 def test_run_folders_of_one_second_do_not_meet(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -221,6 +222,13 @@ def test_bytes_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
 # Folders
 
 
+def test_a_run_that_was_gone_on_with_counts_the_time_before(tmp_path: Path) -> None:
+    out = stopped(tmp_path / "run")
+    edited(lambda held: held["gwtwins"].update(seconds=1000.0))(out / "checkpoints" / "last.ckpt")
+    assert train(["--resume", str(out)]) == 0
+    assert 1000 < json.loads((out / "encoder.json").read_text())["seconds"] < 1300
+
+
 def test_a_run_at_work_is_left_alone(tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = stopped(tmp_path / "run")
     with hold_folder(out):
@@ -229,7 +237,7 @@ def test_a_run_at_work_is_left_alone(tmp_path: Path, finished: Path, capsys: pyt
             assert f"{out}: process {os.getpid()} on " in refused(argv, capsys)
         assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     (out / ".lock").write_text("process 1 on a machine that lost power")
-    (out / "checkpoints" / ".last.ckpt.77.tmp").write_text("half")
+    (out / "checkpoints" / ".last.ckpt.999999999.tmp").write_text("half")
     goes_on_to_the_same(out, finished)
 
 
@@ -290,6 +298,7 @@ def stopped_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (lambda held: held["optimizer_states"][0]["state"][0].update(exp_avg=torch.ones(3)), "its optimiser is not"),
         (lambda held: held.update(global_step=-1), "-1 steps"),
         (lambda held: held.update(global_step="six"), "is not a whole checkpoint"),
+        (lambda held: held["gwtwins"].update(seconds=float("inf")), "in inf s"),
         (lambda held: held.pop("optimizer_states"), "is not a whole checkpoint"),
         (lambda held: held.pop("gwtwins"), "is not a whole checkpoint"),
         (lambda held: held.clear(), "is not a whole checkpoint"),
