@@ -62,6 +62,7 @@ def probe(argv: list[str] | None = None) -> int:
 
     from gwtwins.encoders.weights import describe_weights, find_encoder, load_encoder
     from gwtwins.probes.features import KINDS
+    from gwtwins.probes.wording import same_data
     from gwtwins.strain.device import choose_device
     from gwtwins.strain.sources import Window, open_source
 
@@ -81,7 +82,7 @@ def probe(argv: list[str] | None = None) -> int:
     print(f"encoder: {weights}")
     window = Window(encoder.rate, encoder.window, encoder.f_low, encoder.f_high)
     source = open_source(config.data, window, device, dataclasses.asdict(simulation))
-    if isinstance(card.get("data"), dict) and _settings(card["data"]) != _settings(source.describe()):
+    if isinstance(card.get("data"), dict) and not same_data(card["data"], source.describe()):
         print("note: the encoder was pretrained on data of other settings (encoder.json) than those it is judged on")
     context = {"weights": weights, "encoder": card, "data": source.describe(), "seed": config.seed}
     context["command"] = shlex.join(["python", "eval_probe.py", *argv])
@@ -100,12 +101,6 @@ def _claim(out: str, default: Path, held: contextlib.ExitStack) -> Path:
     held.enter_context(hold_folder(folder))
     held.enter_context(disk_faults(folder, "room, and another folder for --out"))
     return claim_folder(str(folder), folder)
-
-
-def _settings(data: dict[str, Any]) -> dict[str, Any]:
-    """What a description of simulated data says about the signals and the noise; nothing for recorded data."""
-    decisive = ("source", "population", "psds", "detectors", "noise")
-    return {key: plain(data.get(key)) for key in decisive} if data.get("source") == "simulated" else {}
 
 
 def judge(
@@ -128,8 +123,10 @@ def judge(
     from gwtwins.probes.results import ProbeResults, choose_examples, gather_examples
 
     n_labelled = source.count("labelled")
-    if n_labelled == 0 or source.count("test") == 0:
+    if n_labelled == 0:
         raise InputError(config.data, "holds no labelled rows", "labels, or --probe FILE to score windows without")
+    if source.count("test") == 0:
+        raise InputError(config.data, "holds no test rows", "labelled windows of the test share, or --n-test above 0")
     n_labels = parse_frac(config.frac, n_labelled)
     kind = config.features or ("coherent" if encoder.frames else "concat")
     if kind == "coherent" and not encoder.frames:  # before anything is embedded
@@ -141,6 +138,8 @@ def judge(
     result = evaluate(train, test, n_labels, config.seed, kind)
     figures = result.figures
     counts = [n for n in config.label_counts if 10 <= n <= n_labelled]
+    if left := [f"{n}" for n in config.label_counts if n not in counts]:
+        print(f"note: no probe with {', '.join(left)} labels: 10 to the {n_labelled:,} that there are")
     figures["by_labels"] = label_curve(train, test, counts, config.label_draws, config.seed, kind)
     found = limits(source, config.templates) if hasattr(source, "bank") and not source.background else {}
     rows = ("score", "snr")  # of each test row: for the report, not for probe.json
@@ -213,18 +212,20 @@ def predict(
     context: dict[str, Any],
     held: contextlib.ExitStack,
 ) -> Path:
-    """Score every window with a saved probe and write submission.csv, and submission.json about it."""
+    """Score windows with a saved probe and write submission.csv, and submission.json about it.
 
+    Those without a label are scored, and all where each has one.
+    """
     from gwtwins.encoders.weights import result_folder
-    from gwtwins.probes.features import embed
+    from gwtwins.probes.features import embed, fingerprint
     from gwtwins.probes.linear import LinearProbe
     from gwtwins.probes.predictions import write_scores
 
     fitted = LinearProbe.load(config.probe)
+    fitted.check_encoder(fingerprint(encoder), encoder.detectors, config.probe)
+    out = _claim(config.out, result_folder(weights, "submission"), held)
     split = "submission" if source.count("submission") else "all"
     features = embed(encoder, source, split, device=device)
-    fitted.check_encoder(features.encoder, features.detectors, config.probe)
-    out = _claim(config.out, result_folder(weights, "submission"), held)
     write_scores(out / "submission.csv", features.ids, fitted.probability(features.embeddings, None, features.together))
     about = {"windows": len(features), "probe": fitted.about, "context": context, "versions": versions()}
     write_text(out / "submission.json", json.dumps(plain(about), indent=2) + "\n")

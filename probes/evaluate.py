@@ -90,16 +90,17 @@ def label_curve(
     curve = []
     for n in counts:
         areas, detected = [], []
-        for draw in range(draws):
+        different = draws if n < len(train) else 1  # ways to draw all of them
+        for draw in range(different):
             rows = labelled_subset(train.ids, n, 1000 * seed + draw, train.label)
             score = fit_probe(train, rows, kind, draw).decision(test.embeddings, None, test.together)
             areas.append(auc(test.label, score)["value"])
             detected.append(efficiency(test.label, score, 0.01)["value"])
-        entry: dict[str, Any] = {"n_labels": n, "draws": draws}
-        entry |= {"auc": float(np.mean(areas)), "auc_sd": float(np.std(areas, ddof=1)) if draws > 1 else None}
+        entry: dict[str, Any] = {"n_labels": n, "draws": different}
+        entry |= {"auc": float(np.mean(areas)), "auc_sd": float(np.std(areas, ddof=1)) if different > 1 else None}
         if None not in detected:
             entry |= {"efficiency": float(np.mean(detected))}
-            entry |= {"efficiency_sd": float(np.std(detected, ddof=1)) if draws > 1 else None}
+            entry |= {"efficiency_sd": float(np.std(detected, ddof=1)) if different > 1 else None}
         curve.append(entry)
     return curve
 

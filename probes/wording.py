@@ -7,6 +7,7 @@ from typing import Any
 
 from gwtwins.probes.performance import Performance, evidence_performance
 from gwtwins.probes.results import Example, ProbeResults, shown_fap
+from gwtwins.strain.command import plain
 
 _HUNDREDS = {0.1: "ten", 0.01: "a hundred", 0.001: "a thousand"}
 DASH = "\N{EN DASH}"
@@ -161,12 +162,24 @@ def made(results: ProbeResults) -> list[tuple[str, str]]:
         ("Windows", window),
         ("Pretraining", pretraining),
         ("Pretraining data", learnt),
-        ("Tested on", "other rows of the same" if tested == learnt else tested),
+        ("Tested on", "other rows of the same" if same_data(run.get("data"), context.get("data")) else tested),
         ("Time", _phrase("{:.0f} s for embedding, fitting and testing", seconds)),
         ("Versions", _listed(figures.get("versions") or run.get("versions"))),
         ("Licence of the weights", run.get("licence")),
     ]
     return [(term, str(text)[:600]) for term, text in found if text]
+
+
+def same_data(learnt: Any, tested: Any) -> bool:
+    """Whether two descriptions of data (`Source.describe`) are of the same.
+
+    Simulated ones are, if they are of one population, and of the same detectors, PSDs and background.
+    """
+    decisive = ("source", "population", "psds", "detectors", "noise", "background")
+    learnt, tested = plain(_dict(learnt)), plain(_dict(tested))
+    if learnt.get("source") == tested.get("source") == "simulated":
+        return all(learnt.get(key) == tested.get(key) for key in decisive)
+    return learnt == tested
 
 
 def example_caption(example: Example) -> str:
@@ -208,7 +221,7 @@ def _phrase(form: str, value: Any) -> str | None:
         return None
     try:
         return form.format(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return str(value)
 
 

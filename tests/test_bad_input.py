@@ -420,7 +420,7 @@ JSONS = {
     "fewer detectors": ({"detectors": ["H1", "L1"]}, "V1"),
     "a band upside down": ({"f_low": 400.0, "f_high": 300.0}, "300"),
     "a negative band": ({"f_low": -20.0}, "-20"),
-    "an infinite band": ({"f_high": float("inf")}, "inf"),
+    "an infinite band": ({"f_high": float("inf")}, "Infinity"),
     "a band of text": ({"f_low": "20"}, "f_low"),
 }
 
@@ -453,7 +453,10 @@ def test_spoilt_weights(refused: Callable[..., str], here: Path, kind: str) -> N
     assert not (here / "pickle-was-run").exists()
 
 
-def test_a_probe_of_another_encoder(refused: Callable[..., str], here: Path) -> None:
+def test_a_probe_of_another_encoder_is_refused_before_hours_of_embedding(
+    refused: Callable[..., str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gwtwins.probes.features.embed", lambda *_, **__: pytest.fail("embedded"))
     for argv in ([*PROBE, "--data", "windows.hdf5"], ["scan", "strain"]):
         refused(*argv, "--weights", "b", "--probe", "a/probe", says=("a/probe", "fitted to another encoder"))
 
@@ -561,7 +564,7 @@ def test_unknown_keys_and_what_is_no_config(refused: Callable[..., str], here: P
         ([*PROBE, "--weights", "a", "--label-counts", "[20]", "--label-draws", "0"], ("--label-draws", "0")),
         ([*PROBE, "--weights", "a", "--label-counts", "few"], ("label_counts", "few")),
         ([*PROBE, "--weights", "a", "--n-labelled", "0"], ("0 labelled rows",)),
-        ([*PROBE, "--weights", "a", "--n-test", "0"], ("no labelled rows",)),
+        ([*PROBE, "--weights", "a", "--n-test", "0"], ("no test rows", "--n-test")),
         (["scan", "strain", "--weights", "a", "--stride", "0"], ("--stride", "0")),
         (["scan", "strain", "--weights", "a", "--stride", "nan"], ("stride", "nan")),
         (["scan", "strain", "--weights", "a", "--min-detectors", "4"], ("--min-detectors", "4")),
@@ -620,11 +623,14 @@ def test_an_asd_file_that_makes_no_sense(refused: Callable[..., str], here: Path
 # --- folders of results ----------------------------------------------------------------------------------------
 
 
-def test_an_output_folder_that_holds_another_run_is_left_as_it_is(refused: Callable[..., str], here: Path) -> None:
+def test_an_output_folder_that_holds_another_run_is_left_as_it_is(
+    refused: Callable[..., str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = contents(here / "a")
     for argv in ([*TRAIN], [*TRAIN, "--data", "windows.hdf5"], [*PROBE, "--weights", "b"]):
         refused(*argv, "--out", "a", out=True, says=("a: already holds", "--out"))
     submission = [*PROBE, "--weights", "a", "--data", "g2net", "--probe", "a/probe"]
+    monkeypatch.setattr("gwtwins.probes.features.embed", lambda *_, **__: pytest.fail("embedded"))
     refused(*submission, "--out", "a", out=True, says=("a: already holds", "--out"))
     refused("scan", "strain", "--weights", "a", "--out", "b", out=True, says=("b: already holds", "--out"))
     assert contents(here / "a") == before

@@ -20,7 +20,8 @@ from gwtwins import eval_probe
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.encoders.weights import save_encoder
 from gwtwins.probes import linear, logistic
-from gwtwins.probes.features import FeatureMap, fingerprint
+from gwtwins.probes.evaluate import label_curve
+from gwtwins.probes.features import FeatureMap, Features, fingerprint
 from gwtwins.probes.knn import KnnProbe, default_k
 from gwtwins.probes.linear import LinearProbe, labelled_subset, parse_frac
 from gwtwins.probes.metrics import auc, calibration
@@ -348,6 +349,15 @@ def test_only_the_labelled_rows_of_what_is_seen_together_are_looked_at() -> None
     changed[np.setdiff1d(np.arange(300), rows)] = 1e6
     again = LinearProbe.fit(x, None, label, rows[::-1], "coherent", together=changed)
     np.testing.assert_array_equal(again.coef, probe.coef)
+
+
+def test_all_labels_can_be_drawn_but_once() -> None:
+    x, y = two_classes(60)
+    rows = Features(x, np.ones(x.shape[:2], bool), ("H1", "L1", "V1"), [f"{i}" for i in range(60)], np.zeros(60),
+                    y.astype(np.int8), None, None, "0")  # fmt: skip
+    some, every = label_curve(rows, rows, [40, 60], 3, 0, "concat")
+    assert (some["draws"], every["draws"]) == (3, 1)
+    assert some["auc_sd"] is not None and every["auc_sd"] is None
 
 
 def test_an_absent_detector_neither_helps_nor_harms() -> None:

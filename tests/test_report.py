@@ -20,6 +20,7 @@ from gwtwins.probes.performance import limit_performances, probe_performance
 from gwtwins.probes.qtransform import q_transform
 from gwtwins.probes.report import principal_components, write_report
 from gwtwins.probes.results import Example, ProbeResults, choose_examples, gather_examples, shown_fap
+from gwtwins.probes.wording import same_data
 from gwtwins.strain.batch import Batch
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.sources import Source
@@ -376,6 +377,15 @@ def test_efficiency_is_quoted_where_noise_rows_can_measure_it() -> None:
     assert shown_fap(made_up(1998)) == 0.1
     assert shown_fap(made_up(198)) is None
     assert shown_fap(made_up(2000, label=None)) is None
+
+
+def test_tested_on_the_same_is_said_of_the_same_alone() -> None:
+    learnt = {"source": "simulated", "population": {"name": "x", "mass": [8, 70]}, "psds": {"H1": "a"}, "n_test": 6000}
+    assert same_data(learnt, {**learnt, "n_test": 10})
+    for changed in ({"psds": {"H1": "b"}}, {"population": {"name": "x", "mass": [8, 90]}}, {"background": {"H1": 5}}):
+        assert not same_data(learnt, {**learnt, **changed})
+    assert same_data({"kind": "Recorded", "sha256": "1"}, {"kind": "Recorded", "sha256": "1"})
+    assert not same_data(learnt, {"kind": "Recorded", "sha256": "1"})
 
 
 def test_results_of_different_lengths_are_refused() -> None:
