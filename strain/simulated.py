@@ -23,7 +23,6 @@ from gwtwins.strain.sources import Choose, Source, Window
 
 _EPOCH = 1_260_000_000.0  # GPS seconds; simulated rows fall within the sidereal day after it
 _DAY = 86164.0
-_EVALUATION_SEED = 1  # of sky, loudness and noise of the labelled and test rows, whatever the seed of the run
 _BANK_SEEDS = {"train": 0, "labelled": 1, "test": 3}  # no waveform is in two banks (templates have seed 2)
 _SPLITS = ("labelled", "test")
 
@@ -69,6 +68,8 @@ class SimulationConfig:
     """Labelled rows for the probe, half of them signals."""
     n_test: int = 6_000
     """Test rows, half of them signals; the same whatever the seed of the run."""
+    evaluation_seed: int = 1
+    """Seed of the labelled and test rows: 1 for those of every table, others for rows that no choice was made on."""
     noise: str = ""
     """GWOSC files or folders, joined by commas, whose strain is the background, away from the mergers of
     strain/events.py; empty for Gaussian noise."""
@@ -113,7 +114,8 @@ class SimulatedSource(Source):
         for name in ("signal_fraction", "curriculum_end", "glitch_fraction", "absent"):
             if not 0 <= getattr(config, name) <= 1:
                 raise InputError(f"--{name}", f"{getattr(config, name)}", "0 to 1")
-        for name, least in (("bank_size", 1), ("n_labelled", 0), ("n_test", 0), ("curriculum_snr", 0)):
+        least_of = {"bank_size": 1, "n_labelled": 0, "n_test": 0, "curriculum_snr": 0, "evaluation_seed": 1}
+        for name, least in least_of.items():
             if getattr(config, name) < least:
                 raise InputError(f"--{name}", f"{getattr(config, name)}", f"{least} or more")
         self.signal_fraction = config.signal_fraction or self.population.signal_fraction
@@ -137,7 +139,8 @@ class SimulatedSource(Source):
 
     def _recipe(self, role: str) -> BankRecipe:
         counts = {"train": self.config.bank_size} | {split: (self.count(split) + 1) // 2 for split in _SPLITS}
-        return BankRecipe(self.population, max(counts[role], 1), _BANK_SEEDS[role], self._psd_names)
+        seed = _BANK_SEEDS[role] + (0 if role == "train" else 100 * (self.config.evaluation_seed - 1))
+        return BankRecipe(self.population, max(counts[role], 1), seed, self._psd_names)
 
     def bank(self, role: str) -> WaveformBank:
         """The bank of "train", "labelled" or "test"; made at its first use."""
@@ -215,10 +218,10 @@ class SimulatedSource(Source):
             number = torch.tensor(rows)
             made = _Rows(
                 bank=split,
-                u=draws.uniform(_EVALUATION_SEED, "evaluation", step, rows, 8),
+                u=draws.uniform(self.config.evaluation_seed, "evaluation", step, rows, 8),
                 index=number // 2,
                 is_signal=number % 2 == 1,
-                noise=(_EVALUATION_SEED, "evaluation noise", step, rows),
+                noise=(self.config.evaluation_seed, "evaluation noise", step, rows),
                 snr_high=self.population.snr.high,
                 ids=[f"{split}-{row:06d}" for row in rows],
                 absent="" if split == "test" and not self.config.test_disturbed else "evaluation absent",

@@ -167,6 +167,17 @@ def test_test_rows_depend_on_no_option_of_the_run(small_source: SimulatedSource)
     torch.testing.assert_close(fewer.strain, rows.strain[:31], rtol=0, atol=2e-5)
 
 
+def test_another_evaluation_seed_gives_other_rows_and_the_same_training(small_source: SimulatedSource) -> None:
+    other = source(evaluation_seed=2)
+    for split in ("labelled", "test"):
+        mine, theirs = (noise_alone(all_of(one, split, signal=True)) for one in (small_source, other))
+        assert correlations(mine, theirs).abs().max() < 5.5 * ERROR
+        binaries = np.concatenate([one.bank(split).parameters for one in (small_source, other)])
+        assert len(np.unique(binaries, axis=0)) == len(binaries)
+    same = [one.train_batch(3, 5, range(8)).strain for one in (small_source, other)]
+    assert torch.equal(*same)
+
+
 def test_labelled_test_and_training_rows_share_no_noise(small_source: SimulatedSource) -> None:
     labelled, test = (noise_alone(all_of(small_source, split, signal=True)) for split in ("labelled", "test"))
     assert correlations(labelled, test).abs().max() < 5.5 * ERROR
@@ -469,6 +480,7 @@ def test_noise_keeps_away_from_the_times_of_ones_own_list(cache: Path, tmp_path:
         ({"bank_size": 0}, "--bank_size: 0"),
         ({"n_test": -1}, "--n_test: -1"),
         ({"n_labelled": -5}, "--n_labelled: -5"),
+        ({"evaluation_seed": 0}, "--evaluation_seed: 0; expected 1 or more"),
         ({"noise": "/nowhere/at-all"}, "/nowhere/at-all"),
         ({"noise": "/nowhere/at-all", "noise_exclude": "soon"}, "--noise_exclude"),
         ({"noise": "/nowhere/at-all", "noise_avoid": "1e9,soon"}, "--noise_avoid: 1e9,soon; expected GPS times"),
