@@ -15,8 +15,7 @@ from gwtwins.strain.noise import gaussian_noise
 from gwtwins.strain.simulated import SimulatedSource, SimulationConfig, _Rows
 from gwtwins.strain.sources import Source, Window
 
-_SEED = 1  # of noise-only rows, whatever the seed of a run; their stream is none of the source's own
-_STREAM = "noise-only rows"
+_STREAM = "noise-only rows"  # none of the source's own
 
 
 class NoiseOnly(Source):
@@ -29,6 +28,7 @@ class NoiseOnly(Source):
         background = source.background
         self.background = background.only("test") if background and source.config.noise_split else background
         config = source.config
+        self.seed = config.evaluation_seed  # whatever the seed of a run
         disturbed = config.test_disturbed and config.glitch_fraction
         self.glitches = (config.glitch_fraction, snr_range("--glitch_snr", config.glitch_snr)) if disturbed else None
 
@@ -41,15 +41,15 @@ class NoiseOnly(Source):
             rows = self.rows[start : start + batch_size]
             if self.background is None:
                 # Generators of 32 bits, in a third of the time: of 100,000 rows one or two are drawn twice.
-                strain = gaussian_noise(_SEED, _STREAM, 0, rows, d, *band, draws.seeded_normal)
+                strain = gaussian_noise(self.seed, _STREAM, 0, rows, d, *band, draws.seeded_normal)
             else:
                 strain, _ = self.background.draw(
-                    self.detectors, _SEED, _STREAM, 0, rows, round(self.rate * self.window)
+                    self.detectors, self.seed, _STREAM, 0, rows, round(self.rate * self.window)
                 )
             n, device = len(rows), self.source.device
             present = torch.ones(n, d, dtype=torch.bool)
             if self.glitches:
-                draw = (_SEED, f"{_STREAM} glitches", 0, rows)
+                draw = (self.seed, f"{_STREAM} glitches", 0, rows)
                 add_glitches(strain, present, *self.glitches, draw, self.rate, self.f_low, self.f_high)
             gps = torch.zeros(n, dtype=torch.float64)
             yield Batch(

@@ -58,7 +58,8 @@ def write_table(out: Path, results: Results, settings: dict[str, Any], against: 
             blocks += [f"## {group[0].upper()}{group[1:]}", costs(here)]
             blocks += [f"**{_TITLES[figure]}**\n\n{figures(here, figure)}" for figure in FIGURES]
     for name, found in results.items():
-        node["rows"][name] = summary(found, results.get(against, []), name)
+        others = results.get(against, []) if ROWS[name].group == ROWS[against].group else []
+        node["rows"][name] = summary(found, others, name)
     if against in results:
         blocks.append(f"## Minus `{against}`, on the same test rows\n\n{_DIFFERENCES}")
         blocks += [f"**{_TITLES[figure]}**\n\n{differences(results, figure, against)}" for figure in FIGURES[:2]]
@@ -80,7 +81,8 @@ def heading(results: Results, settings: dict[str, Any]) -> str:
     budget = f"{settings['steps']:,} steps" if settings["steps"] else f"{settings['minutes']:g} minutes"
     return (
         f"{settings['test_rows']:,} test rows, half of them signals; {settings['noise_rows']:,} noise-only rows for "
-        f"0.1%. Budget of each training: {budget} (supervised with few labels: of each of the four that it takes, and "
+        f"0.1% (dense, optimum, known: noise among the test rows). Budget of each training: {budget} (supervised with "
+        "few labels: of each of the four that it takes, and "
         f"the sum is shown). Mean ± standard deviation over training seeds (at most {seeds}); "
         f"numbers of labels are drawn {settings['label_draws']} times below 6,000 (supervised: 3 times), and the mean "
         "is taken first."

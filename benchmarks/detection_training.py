@@ -18,7 +18,7 @@ from gwtwins import train_ssl
 from gwtwins.benchmarks import frozen_probe, supervised
 from gwtwins.benchmarks.detection_figures import Judge
 from gwtwins.benchmarks.detection_rows import Row, data_of, limit_of
-from gwtwins.benchmarks.detection_sources import FixedRows
+from gwtwins.benchmarks.detection_sources import FixedRows, NoiseOnly
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.encoders.weights import describe_weights, load_encoder
 from gwtwins.probes.features import embed
@@ -26,6 +26,7 @@ from gwtwins.probes.limits import MatchedFilterBank, known_signal, snr_in_window
 from gwtwins.probes.optimal import LikelihoodRatio
 from gwtwins.strain.command import parse
 from gwtwins.strain.device import choose_device
+from gwtwins.strain.errors import InputError
 from gwtwins.strain.mergers import mergers_of
 from gwtwins.strain.progress import progress_bar
 from gwtwins.strain.simulated import SimulatedSource, SimulationConfig
@@ -58,6 +59,8 @@ class Settings:
     test_rows: int
     noise_rows: int
     noise: str = ""
+    evaluation_seed: int = 1
+    """Of the labelled, the test and the noise-only rows."""
     options: str = ""
     """Further options of train_ssl.py."""
     device: str = "cpu"
@@ -70,8 +73,9 @@ class Settings:
 
     def source(self, row: Row, encoder: PairedEncoder | None = None) -> SimulatedSource:
         """The labelled and the test rows that a row is judged on."""
-        labelled = 2 if row.kind in ("limit", "evidence", "endless") else max(self.label_counts)
+        labelled = 2 if row.kind in ("limit", "evidence", "endless") else max(frozen_probe.POOL, *self.label_counts)
         config = SimulationConfig(n_labelled=labelled, n_test=self.test_rows, **data_of(row, self.noise))  # type: ignore[arg-type]
+        config.evaluation_seed = self.evaluation_seed
         return frozen_probe.open_rows(config, encoder, choose_device(self.device))
 
 
@@ -124,12 +128,12 @@ def pretrain(row: Row, seed: int, settings: Settings, run: Path) -> None:
 
 
 def _run_of(row: Row, seed: int, where: Path, out: Path) -> Path:
-    """The folder of the run whose encoder a row reads; SystemExit where another row should have left it."""
+    """The folder of the run whose encoder a row reads; InputError where another row should have left it."""
     if not row.trained_as:
         return where / "run"
     where = out / row.trained_as / f"seed{seed}"
     if not trained(where):
-        raise SystemExit(f"--rows {row.name} reads the encoders of {row.trained_as}, which comes first")
+        raise InputError(f"--rows {row.name}", f"reads the encoders of {row.trained_as}", "those in --out, made first")
     return where / "run"
 
 
@@ -180,7 +184,7 @@ def _evidence(row: Row, settings: Settings, out: Path) -> Parts:
 
 
 def _supervised(row: Row, seed: int, count: int | None, settings: Settings) -> Parts:
-    run, optimiser, _, simulation, _ = _options(settings)
+    run, optimiser, _, simulation, _ = training_options(settings)
     encoder = PairedEncoder(run.encoder, run.encoder_args, f_low=run.f_low, f_high=run.f_high)
     source = settings.source(row, encoder)
     device = source.device
@@ -221,8 +225,8 @@ def _supervised(row: Row, seed: int, count: int | None, settings: Settings) -> P
     return about, {key: judged.figures}, {key: judged.replicates}
 
 
-def _options(settings: Settings) -> list[Any]:
-    """What train_ssl.py would be told, as its dataclasses."""
+def training_options(settings: Settings) -> list[Any]:
+    """What train_ssl.py would be told, as its dataclasses; InputError where it would refuse it."""
     options = ["--config", settings.config, *shlex.split(settings.options)]
     return parse("train_ssl.py", "", train_ssl.concerns(), options)[0]
 
@@ -240,8 +244,9 @@ def _limit(row: Row, settings: Settings) -> Parts:
         templates = search_bank(source.population, psds, source.f_low, source.f_high) if name == "dense" else None
         filters = MatchedFilterBank(source, 250, progress=True, bank=templates)
         statistic = lambda batch: filters(batch)["marginalised"]  # noqa: E731
-    label, scores, inside = [], [], []
-    with progress_bar(settings.test_rows, row.name, "row") as bar:
+    label, scores, noise, inside = [], [], [], []
+    noise_rows = settings.noise_rows if name == "bank" else 0
+    with progress_bar(settings.test_rows + noise_rows, row.name, "row") as bar:
         for batch in source.batches("test", 16 if statistic else 256, signal=True):
             assert batch.label is not None
             label.append(batch.label.cpu().numpy())
@@ -251,10 +256,14 @@ def _limit(row: Row, settings: Settings) -> Parts:
                 here = snr_in_window(batch.truth["signal"], source.f_low, source.f_high, source.rate)
                 inside.append(here[batch.label == 1].cpu().numpy())
             bar.update(len(batch))
+        for batch in NoiseOnly(source, range(noise_rows)).batches("test", 16):
+            noise.append(statistic(batch).cpu().numpy())
+            bar.update(len(batch))
     about = {"seconds": None, "scoring_seconds": time.perf_counter() - began}
     if not statistic:
         found: Any = known_signal(np.concatenate(inside), _FALSE_ALARM)
         figures = {"auc": found["auc"], **{f"efficiency_{k}": v for k, v in found["efficiency"].items()}}
         return about, {NO_COUNT: {"scores": 1, **figures, **{f"{k}_sd": None for k in figures}}}, {}
-    judged = Judge(np.concatenate(label), 0)(np.concatenate(scores)[None])
+    alone = np.concatenate(noise)[None] if noise else None
+    judged = Judge(np.concatenate(label), noise_rows)(np.concatenate(scores)[None], alone)
     return about, {NO_COUNT: judged.figures}, {NO_COUNT: judged.replicates}

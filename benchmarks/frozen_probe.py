@@ -39,7 +39,7 @@ def drawn_labels(ids: list[str], label: NDArray[np.integer], n: int, draw: int, 
 
 
 def draws_of(n: int, draws: int) -> int:
-    """How often ``n`` labels are drawn: once where that is all there are to draw from."""
+    """How often ``n`` labels are drawn: once where that is all there are to draw from, `POOL` or more."""
     return draws if n < POOL else 1
 
 

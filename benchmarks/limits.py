@@ -12,6 +12,7 @@ standard errors (AUC), 95% intervals (efficiency), and for differences of AUC th
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Callable
@@ -25,7 +26,8 @@ from gwtwins.probes.limits import MatchedFilterBank, known_signal, snr_in_window
 from gwtwins.probes.metrics import auc, auc_difference, efficiency
 from gwtwins.probes.optimal import LikelihoodRatio, calibration_line
 from gwtwins.strain.batch import Batch
-from gwtwins.strain.errors import run_command
+from gwtwins.strain.command import write_bytes, write_text
+from gwtwins.strain.errors import InputError, run_command
 from gwtwins.strain.progress import progress_bar
 from gwtwins.strain.simulated import SimulatedSource, SimulationConfig
 from gwtwins.strain.sources import Window
@@ -63,6 +65,13 @@ def statistics(source: SimulatedSource, samples: int, dense: bool) -> dict[str, 
 
 def benchmark(args: argparse.Namespace) -> int:
     """Score the rows and print the table."""
+    if args.rows < 2:
+        raise InputError("--rows", f"{args.rows}", "2 or more: signals and noise")
+    for path in (args.json, args.scores):  # hours before they are written
+        if path and not path.parent.is_dir():
+            raise InputError(path, "its folder does not exist", "a file in a folder that does")
+        if path and path.exists():
+            raise InputError(path, "is there already", "a new file")
     config = SimulationConfig(population=args.population, n_test=args.rows, n_labelled=2, bank_size=2)
     source = SimulatedSource(config, Window(), device=args.device)
     chosen = statistics(source, args.samples, args.dense)
@@ -94,9 +103,11 @@ def benchmark(args: argparse.Namespace) -> int:
     print("Milliseconds a row: " + ", ".join(f"{name} {value:.0f}" for name, value in per_row.items()))
     if args.json:
         extra = {"calibration": slope, "effective_samples": ess, "milliseconds": per_row, "rows": args.rows}
-        args.json.write_text(json.dumps({"limits": report, **extra}, indent=1))
+        write_text(args.json, json.dumps({"limits": report, **extra}, indent=1))
     if args.scores:
-        np.savez(args.scores, label=y, effective=effective, **found)
+        content = io.BytesIO()
+        np.savez(content, label=y, effective=effective, **found)
+        write_bytes(args.scores, content.getvalue())
     return 0
 
 

@@ -17,6 +17,7 @@ the result of each population, and what is there is not made again.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -34,6 +35,7 @@ from gwtwins.probes.linear import LinearProbe
 from gwtwins.strain.command import write_text
 from gwtwins.strain.device import choose_device
 from gwtwins.strain.errors import run_command
+from gwtwins.strain.population import Population
 from gwtwins.strain.simulated import SimulatedSource, SimulationConfig
 
 POPULATIONS = ("standard", "low_mass", "high_mass", "neutron_star", "precessing", "power_law")
@@ -99,8 +101,8 @@ def known(source: SimulatedSource) -> dict[str, Any]:
 
 def result_path(out: Path, transfer: Transfer, population: str, noise: str) -> Path:
     """Where a result is kept: by encoder, population, noise and all that decides it."""
-    text = Path(population).read_text() if Path(population).is_file() else population
-    decisive = [fingerprint(transfer.encoder), text, noise, *(getattr(transfer.args, key) for key in _KEYS)]
+    signals = dataclasses.asdict(Population.load(population))
+    decisive = [fingerprint(transfer.encoder), signals, noise, *(getattr(transfer.args, key) for key in _KEYS)]
     key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
     return out / f"{Path(population).stem}-{'recorded' if noise else 'gaussian'}-{key}.json"
 

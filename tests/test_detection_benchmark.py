@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,17 @@ from gwtwins.benchmarks import detection, detection_training, frozen_probe, supe
 from gwtwins.benchmarks.detection_figures import REPLICATES, Judge, Judged, difference
 from gwtwins.benchmarks.detection_rows import ROWS, chosen_rows
 from gwtwins.benchmarks.detection_sources import FixedRows, NoiseOnly
-from gwtwins.benchmarks.detection_table import Result, costs
+from gwtwins.benchmarks.detection_table import Result, costs, write_table
 from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.probes.metrics import auc, auc_difference, efficiency
-from gwtwins.strain.command import parse
+from gwtwins.strain.command import hold_folder, parse
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.simulated import SimulatedSource, SimulationConfig
 from gwtwins.strain.sources import Window
 
 TINY = {"width": 8, "hidden": 8, "embedding": 16, "bands": 8}
 SLIM = Window(rate=1024.0)
+POOL = frozen_probe.POOL
 OPTIONS = "--encoder-args '{width: 8, hidden: 8, embedding: 16, bands: 8}' --bank-size 32 --batch 16"
 BUDGET = [
     "--steps",
@@ -59,6 +61,7 @@ def made(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     out = tmp_path_factory.mktemp("detection")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detection_training, "_SUPERVISED_DRAWS", 2)
+        patch.setattr(frozen_probe, "POOL", 100)
         patch.setattr(supervised, "RATES", (1e-3, 3e-3))
         patch.setattr("gwtwins.ssl.run_plots.plot_run", lambda *_: None)
         benchmark(out, "--rows", *ROWS_MADE)
@@ -138,6 +141,52 @@ def test_unlike_budgets_or_rows_are_not_mixed(made: Path, changed: list[str], fa
     with pytest.raises(InputError, match=fault):
         benchmark(made, "--rows", "pairs", *changed)
     assert not (made / "pairs").exists()
+
+
+def test_few_labels_are_drawn_from_many_rows_however_few_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen_probe, "POOL", POOL)  # above it is less
+    settings = detection.settings_of(detection.arguments(["--label-counts", "20", "60", "--device", "cpu"]))
+    assert settings.source(ROWS["detector"]).count("labelled") == POOL == 6000
+
+
+def test_a_part_that_another_process_is_at_is_left_alone(made: Path, tmp_path: Path) -> None:
+    shutil.copy(made / "settings.json", tmp_path)
+    held = tmp_path / "pairs" / "seed0"
+    (held / "run" / "checkpoints").mkdir(parents=True)
+    (held / "run" / "checkpoints" / "last.ckpt").write_text("theirs")
+    with hold_folder(held), pytest.raises(InputError, match="is at work in it"):
+        benchmark(tmp_path, "--rows", "pairs")
+    assert (held / "run" / "checkpoints" / "last.ckpt").read_text() == "theirs"
+
+
+def test_the_config_is_compared_by_what_it_says(made: Path, tmp_path: Path) -> None:
+    shutil.copy(made / "settings.json", tmp_path)
+    demo = (detection.ROOT / "configs" / "demo.yaml").read_text()
+    for text, fault in ((f"{demo}crop: 1.5\n", "made with config of another text"), ("nosuch: 1\n", "unknown key")):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(InputError, match=fault):
+            benchmark(tmp_path, "--rows", "pairs", "--config", str(tmp_path / "c.yaml"))
+    with pytest.raises(InputError, match="no such file"):
+        benchmark(tmp_path / "other", "--rows", "pairs", "--config", "nosuch.yaml")
+    assert not (tmp_path / "other").exists()  # and the corrected command is not refused
+    (tmp_path / "c.yaml").write_text(demo)
+    with pytest.raises(InputError, match="reads the encoders of detector"):
+        benchmark(tmp_path, "--rows", "concat", "--config", str(tmp_path / "c.yaml"))
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(InputError, match="settings.json: is not JSON"):
+        benchmark(tmp_path, "--rows", "pairs")
+
+
+def test_rows_on_other_test_rows_are_compared_with_nothing(tmp_path: Path) -> None:
+    label, scores = scored()
+    judged = Judge(label, 0)(scores)
+    node = {"seed": 0, "by_labels": {"any": judged.figures}, "seconds": 1.0}
+    result = Result(node, {"any": judged.replicates})
+    settings = dataclasses.asdict(detection.settings_of(detection.arguments([])))
+    write_table(tmp_path, {name: [result] for name in ("detector", "bank", "power_law")}, settings, "detector")
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert rows["bank"]["by_labels"]["any"]["auc_minus"]["value"] == 0
+    assert rows["power_law"]["by_labels"]["any"]["auc_minus"] is None
 
 
 def test_every_training_is_given_the_same_budget() -> None:
@@ -296,7 +345,8 @@ def test_fixed_rows_come_back_and_all_come_once_in_each_round() -> None:
     assert snr.max() < 16  # no curriculum: the population's
 
 
-def test_labels_are_drawn_from_the_same_rows_however_many_there_are() -> None:
+def test_labels_are_drawn_from_the_same_rows_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen_probe, "POOL", POOL)
     ids, label = [f"labelled-{i}" for i in range(60_000)], np.arange(60_000) % 2
     few = frozen_probe.drawn_labels(ids[:6000], label[:6000], 60, 3, 1)
     np.testing.assert_array_equal(few, frozen_probe.drawn_labels(ids, label, 60, 3, 1))
