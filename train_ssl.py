@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,10 +231,14 @@ def _pretrain(options: list[Any], flat: dict[str, Any], going_on: Path | None, p
             watch_every = max(run.monitor_every, run.steps // 8 // run.monitor_every * run.monitor_every)
             monitor = monitors.Monitor(out, feed, optimiser.batch, run.monitor_every, watch, watch_every)
             watching = [monitors.Progress(optimiser.batch), monitor]
+        began = time.perf_counter()
         with in_lanes(module, feed, device):
             status = fit(module, feed, checkpoint, watching, place, device)
         if status or not place.first:
             return status
+        seconds = time.perf_counter() - began
+        if going_on:  # what earlier sessions took is in the lines that they left
+            seconds = max(seconds, monitors.seconds_of(out / "metrics.jsonl", optimiser.batch))
         card = {
             "objective": objective_config.objective,
             "views": run.views,
@@ -241,7 +246,7 @@ def _pretrain(options: list[Any], flat: dict[str, Any], going_on: Path | None, p
             "steps": run.steps,
             "batch": optimiser.batch,
             "seed": run.seed,
-            "seconds": round(checkpoint.seconds, 1),
+            "seconds": round(seconds, 1),
             "figures": _last_line(out / "metrics.jsonl"),
             "versions": versions(),
             "licence": "GPL-3.0-or-later",

@@ -119,6 +119,14 @@ class Monitor(pl.Callback):
         self.teardown(trainer, pl_module, "fit")
 
 
+def seconds_of(metrics: Path, batch: int) -> float:
+    """Seconds of training behind the lines of metrics.jsonl, of all sessions, for steps of ``batch`` rows."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = [0, *(line["step"] for line in lines)]
+    rates = [line.get("samples_per_second") for line in lines]
+    return sum((b - a) * batch / rate for a, b, rate in zip(steps, steps[1:], rates) if rate)
+
+
 def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import math
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,12 +47,6 @@ class Checkpoint(pl.Callback):
 
     def __init__(self, path: Path, every: int, options: dict[str, Any]) -> None:
         self.path, self.every, self.options, self.saved = path, every, options, -1
-        self._began, self._before = time.perf_counter(), 0.0
-
-    @property
-    def seconds(self) -> float:
-        """That the run has taken, those before it was gone on with included."""
-        return self._before + time.perf_counter() - self._began
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write the checkpoint of the step that has just ended; all processes leave here when it is there."""
@@ -63,10 +55,7 @@ class Checkpoint(pl.Callback):
             self.saved = trainer.global_step
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        checkpoint[_KEY] = {"options": self.options, "threads": pl_module.threads, "seconds": self.seconds}
-
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        self._before = float(checkpoint[_KEY].get("seconds", 0.0))  # earlier versions kept none
+        checkpoint[_KEY] = {"options": self.options, "threads": pl_module.threads}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
@@ -93,7 +82,6 @@ def check_checkpoint(path: Path, module: Pretraining, options: dict[str, Any]) -
             warnings.simplefilter("ignore")  # torch's, about pickles that it goes on to refuse
             held = TorchCheckpointIO().load_checkpoint(path, weights_only=True)
         steps, threads, theirs = int(held["global_step"]), int(held[_KEY]["threads"]), dict(held[_KEY]["options"])
-        seconds = float(held[_KEY].get("seconds", 0.0))
         weights, state = dict(held["state_dict"]), held["optimizer_states"][0]["state"]
         moments = [value for moment in state.values() for value in moment.values() if torch.is_tensor(value)]
         shapes = {name: value.shape for name, value in weights.items()}
@@ -104,8 +92,8 @@ def check_checkpoint(path: Path, module: Pretraining, options: dict[str, Any]) -
         if theirs[name] != options[name]:
             fault = f"was written with {name} {str(theirs[name])[:_SHOWN]}, config.yaml has {options[name]}"
             raise InputError(path, fault, expected)
-    if steps < 0 or threads < 1 or not 0 <= seconds < math.inf:
-        raise InputError(path, f"{steps} steps with {threads} threads in {seconds:g} s", expected)
+    if steps < 0 or threads < 1:
+        raise InputError(path, f"{steps} steps with {threads} threads", expected)
     if shapes != {name: value.shape for name, value in module.state_dict().items()}:
         raise InputError(path, "its tensors are not those of this run's encoder and objective", expected)
     wanted = [{p.numel()} for group in module.configure_optimizers().param_groups for p in group["params"]]
