@@ -493,6 +493,9 @@ def test_an_argument_that_no_float_holds(made: Callable[[str], Path]) -> None:
     node["encoder"]["args"]["rate"] = 10**400
     (folder / "encoder.json").write_text(json.dumps(node))
     refused(lambda: load_encoder(folder), "encoder.json", "no finite number")
+    node["encoder"]["args"]["rate"] = 10**300
+    (folder / "encoder.json").write_text(json.dumps(node))
+    refused(lambda: load_encoder(folder), "encoder cnn_gru, rate")
     node["encoder"]["name"] = "x" * 100_000
     (folder / "encoder.json").write_text(json.dumps(node))
     refused(lambda: load_encoder(folder), "no encoder of that name")
