@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -54,9 +55,11 @@ def fit(module: Pretraining, feed: Feed, checkpoint: Checkpoint, monitors: list[
             use_distributed_sampler=False,
         )
         path = str(checkpoint.path) if checkpoint.path.exists() else None
+        before = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, feed, ckpt_path=path, weights_only=True)
-        except SystemExit as ended:  # what Lightning makes of a KeyboardInterrupt
+        except SystemExit as ended:  # what Lightning makes of a KeyboardInterrupt, and leaves the next one ignored
+            signal.signal(signal.SIGINT, before)
             if graceful.exit_status:
                 return graceful.exit_status
             raise KeyboardInterrupt from ended

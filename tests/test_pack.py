@@ -83,8 +83,7 @@ def test_processes_and_block_sizes_do_not_change_a_byte(source, tmp_path) -> Non
 
 
 SLOW_PACK = """
-import functools, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests' own process ignores
+import functools, sys, time
 import gwtwins.strain.pack as packing, gwtwins.strain.pack_blocks as blocks
 from gwtwins.strain.errors import run_command
 quick = blocks.read_window

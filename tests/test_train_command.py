@@ -266,8 +266,10 @@ def test_ctrl_c_before_the_first_step_has_the_same_status(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
+    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(Pretraining, "configure_optimizers", interrupted)  # Lightning is at work, but not in a step
     assert run_command(lambda: train([*TINY, "--out", str(tmp_path / "run"), "--steps", "6"])) == EXIT_INTERRUPTED
+    assert signal.getsignal(signal.SIGINT) is before  # whoever goes on, in a notebook, can interrupt again
 
 
 def test_a_finished_run_is_left_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
