@@ -22,7 +22,7 @@ from gwtwins.strain.errors import InputError
 from gwtwins.strain.small_file import read_yaml
 
 _LOCK = ".lock"
-_TEMPORARY = re.compile(r"\..+\.([0-9]{1,9})\.tmp")  # of `write_bytes`: the process's number behind the file's name
+_TEMPORARY = re.compile(r"\..+\.([0-9]{1,9})\.tmp")  # .NAME.PROCESS.tmp, as `write_bytes` and its like say
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help says what stands under each field

@@ -385,6 +385,8 @@ def test_tested_on_the_same_is_said_of_the_same_alone() -> None:
     for changed in ({"psds": {"H1": "b"}}, {"population": {"name": "x", "mass": [8, 90]}}, {"background": {"H1": 5}}):
         assert not same_data(learnt, {**learnt, **changed})
     assert same_data({"kind": "Recorded", "sha256": "1"}, {"kind": "Recorded", "sha256": "1"})
+    assert same_data({"kind": "Recorded", "spec": "a", "sha256": "1"}, {"kind": "Recorded", "spec": "b", "sha256": "1"})
+    assert not same_data({"kind": "Recorded", "sha256": "1"}, {"kind": "Recorded", "sha256": "2"})
     assert not same_data(learnt, {"kind": "Recorded", "sha256": "1"})
 
 
