@@ -162,7 +162,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--evaluation-seed", type=int, default=1, help="2 and up: other labelled and test rows than those of the docs"
     )
-    parser.add_argument("--against", default="detector", help="row that the others are compared with")
+    parser.add_argument(
+        "--against", default="detector", help="row that others of its group are compared with (other groups: the first)"
+    )
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
     args.seeds = args.seeds or (1 if args.quick else 3)

@@ -51,18 +51,24 @@ def judged(results: list[Result], count: str) -> list[Judged]:
 def write_table(out: Path, results: Results, settings: dict[str, Any], against: str) -> str:
     """Write table.md and table.json into ``out``; the Markdown."""
     blocks = [heading(results, settings)]
-    node: dict[str, Any] = {"settings": settings, "against": against, "rows": {}}
+    node: dict[str, Any] = {"settings": settings, "rows": {}}
     for group in dict.fromkeys(row.group for row in ROWS.values()):
         here = {name: found for name, found in results.items() if ROWS[name].group == group}
-        if here:
-            blocks += [f"## {group[0].upper()}{group[1:]}", costs(here)]
-            blocks += [f"**{_TITLES[figure]}**\n\n{figures(here, figure)}" for figure in FIGURES]
-    for name, found in results.items():
-        others = results.get(against, []) if ROWS[name].group == ROWS[against].group else []
-        node["rows"][name] = summary(found, others, name)
-    if against in results:
-        blocks.append(f"## Minus `{against}`, on the same test rows\n\n{_DIFFERENCES}")
-        blocks += [f"**{_TITLES[figure]}**\n\n{differences(results, figure, against)}" for figure in FIGURES[:2]]
+        if not here:
+            continue
+        blocks += [f"## {group[0].upper()}{group[1:]}", costs(here)]
+        blocks += [f"**{_TITLES[figure]}**\n\n{figures(here, figure)}" for figure in FIGURES]
+        base = against if against in here else next(iter(here))  # groups have test rows of their own
+        if len(here) > 1:
+            blocks.append(f"### Minus `{base}`, on the same test rows\n\n{_DIFFERENCES}")
+            blocks += [f"**{_TITLES[figure]}**\n\n{differences(here, figure, base)}" for figure in FIGURES[:2]]
+        for name, found in here.items():
+            node["rows"][name] = {
+                "title": ROWS[name].title,
+                "group": group,
+                "against": base,
+                **summary(found, here[base]),
+            }
     text = "\n\n".join(blocks) + "\n"
     write_text(out / "table.json", json.dumps(node, indent=1) + "\n")
     write_text(out / "table.md", text)
@@ -133,11 +139,10 @@ def figures(results: Results, figure: str) -> str:
 
 
 def differences(results: Results, figure: str, against: str) -> str:
-    """How much more of a figure each row has than ``against``, by labels."""
-    group = {name: found for name, found in results.items() if ROWS[name].group == ROWS[against].group}
-    counts = counts_of(group)
+    """How much more of a figure each row of a group has than ``against``, by labels."""
+    counts = counts_of(results)
     rows = []
-    for name, found in group.items():
+    for name, found in results.items():
         if name != against:
             compared = [_compared(found, results[against], count, figure) for count in counts]
             rows.append((ROWS[name].title, [_signed(one, _DIGITS[figure]) for one in compared]))
@@ -170,17 +175,16 @@ def _signed(found: dict[str, float] | None, digits: int) -> str:
     return f"**{text}**" if abs(found["value"]) > SIGNIFICANT * found["error"] else text
 
 
-def summary(found: list[Result], others: list[Result], name: str) -> dict[str, Any]:
-    """A row as JSON: its figures over seeds, each seed's own, and how they compare."""
+def summary(found: list[Result], others: list[Result]) -> dict[str, Any]:
+    """A row as JSON: its figures over seeds, each seed's own, and how they compare with those of another row."""
     by_labels: dict[str, Any] = {}
-    for count in counts_of({name: found}):
+    for count in counts_of({"": found}):
         entry: dict[str, Any] = {}
         for figure in FIGURES:
             pair = over_seeds(judged(found, count), figure)
             entry[figure] = None if pair is None else {"mean": pair[0], "sd": pair[1]}
-            less = _compared(found, others, count, figure) if others else None
+            less = _compared(found, others, count, figure)
             finite = less is not None and bool(np.isfinite(less["error"]))
             entry[f"{figure}_minus"] = less if finite else None
         by_labels[count] = entry
-    row = ROWS[name]
-    return {"title": row.title, "group": row.group, "by_labels": by_labels, "seeds": [r.node for r in found]}
+    return {"by_labels": by_labels, "seeds": [r.node for r in found]}

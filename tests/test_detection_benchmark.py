@@ -177,16 +177,30 @@ def test_the_config_is_compared_by_what_it_says(made: Path, tmp_path: Path) -> N
         benchmark(tmp_path, "--rows", "pairs")
 
 
-def test_rows_on_other_test_rows_are_compared_with_nothing(tmp_path: Path) -> None:
+def test_a_row_is_compared_with_one_of_the_same_test_rows(tmp_path: Path) -> None:
     label, scores = scored()
-    judged = Judge(label, 0)(scores)
-    node = {"seed": 0, "by_labels": {"any": judged.figures}, "seconds": 1.0}
-    result = Result(node, {"any": judged.replicates})
     settings = dataclasses.asdict(detection.settings_of(detection.arguments([])))
-    write_table(tmp_path, {name: [result] for name in ("detector", "bank", "power_law")}, settings, "detector")
+
+    def result(scores: np.ndarray) -> list[Result]:
+        found = Judge(label, 0)(scores)
+        return [Result({"seed": 0, "by_labels": {"any": found.figures}, "seconds": 1.0}, {"any": found.replicates})]
+
+    good, poor = result(scores), result(scores + 2 * np.random.default_rng(0).normal(size=scores.shape))
+    made = {"detector": good, "bank": good, "power_law": poor, "power_law_bank": good}
+    text = write_table(tmp_path, made, settings, "detector")
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
-    assert rows["bank"]["by_labels"]["any"]["auc_minus"]["value"] == 0
-    assert rows["power_law"]["by_labels"]["any"]["auc_minus"] is None
+    assert {name: row["against"] for name, row in rows.items()} == {
+        "detector": "detector",
+        "bank": "detector",
+        "power_law": "power_law",  # the first of its group
+        "power_law_bank": "power_law",
+    }
+    auc = {name: row["by_labels"]["any"]["auc"]["mean"] for name, row in rows.items()}
+    less = {name: row["by_labels"]["any"]["auc_minus"]["value"] for name, row in rows.items()}
+    assert less["bank"] == 0
+    assert less["power_law_bank"] == pytest.approx(auc["power_law_bank"] - auc["power_law"])
+    assert less["power_law_bank"] > 0.01
+    assert "### Minus `detector`" in text and "### Minus `power_law`" in text
 
 
 def test_every_training_is_given_the_same_budget() -> None:
