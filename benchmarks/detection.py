@@ -43,6 +43,8 @@ def benchmark(args: argparse.Namespace) -> int:
     rows = chosen_rows(args.rows, args.quick, args.noise)
     if args.against not in ROWS:
         raise InputError(f"--against {args.against}", "is not a row of the benchmark", ", ".join(ROWS))
+    if args.seeds < 1:
+        raise InputError(f"--seeds {args.seeds}", "is none", "1 or more")
     settings = settings_of(args)
     check_settings(args.out, settings)
     work = [one for row in rows for one in parts(row, settings, range(args.seeds))]
@@ -89,6 +91,10 @@ def check_settings(out: Path, settings: Settings) -> None:
         InputError: ``out`` holds results made with others, or the trained rows' config or options cannot be used.
     """
     training_options(settings)
+    if min(settings.label_counts) < 10 or settings.label_draws < 1:
+        raise InputError("--label-counts, --label-draws", "too few", "10 labels or more, and a draw or more of each")
+    if settings.test_rows < 100 or settings.noise_rows < 0 or settings.minutes <= 0 or settings.steps < 0:
+        raise InputError("--test-rows, --noise-rows, --minutes, --steps", "too few", "100 test rows, and none below 0")
     path = out / "settings.json"
     mine = json.loads(json.dumps(dataclasses.asdict(settings)))
     mine["config"] = Path(settings.config).read_text()  # wherever it lies, and whatever it will say tomorrow

@@ -173,7 +173,10 @@ class _EvidenceAlone:
 
 def _evidence(row: Row, settings: Settings, out: Path) -> Parts:
     device = choose_device(settings.device)
-    encoder = load_encoder(_run_of(row, 0, out, out), device)
+    run = _run_of(row, 0, out, out)
+    encoder = load_encoder(run, device)
+    if not encoder.evidence:
+        raise InputError(f"--rows {row.name}", f"{run} has no evidence for mergers", "--encoder-args.mergers above 0")
     source = settings.source(row, encoder)
     test = embed(encoder, source, "test", device=device)
     scores = frozen_probe.score_test([_EvidenceAlone()], test)

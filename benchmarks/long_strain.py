@@ -293,9 +293,3 @@ def save_injections(path: Path, injections: Sequence[Injection]) -> None:
     """The truth, as JSON."""
     rows = [{**dataclasses.asdict(one), "distance": one.distance} for one in injections]
     write_text(path, json.dumps(rows, indent=1) + "\n")
-
-
-def load_injections(path: Path) -> list[Injection]:
-    """What `save_injections` wrote."""
-    known = [field.name for field in dataclasses.fields(Injection)]
-    return [Injection(**{key: row[key] for key in known}) for row in json.loads(path.read_text())]

@@ -4,12 +4,13 @@
     python benchmarks/roofline.py --device cuda --batch 8192 --precision bf16-mixed
 
 The roofline (Williams, Waterman & Patterson 2009, CACM 52, 65): a job of F operations and B bytes cannot take less than
-the larger of F / peak and B / bandwidth. Peak is the best rate of a large product of matrices here, in float32 and in
-bfloat16, and every product is held against that of its own type; bandwidth that of a large copy. F are the products of
-matrices and convolutions that a job in fact calls, counted as they are called, backward ones too; FFTs, logarithms and
-exponentials count nothing. B is what must move if all that lies between stays in the cache: what goes in, what comes
-out, and weights, which training also writes, with their gradients and AdamW's two moments. So the fraction says how far
-a rate is from a bound that no code with these products can pass, not how near it could come.
+the larger of F / peak and B / bandwidth. Peak is the best rate of a large product of matrices here, in float32 (on a
+GPU TF32, which convolutions may use) and in bfloat16, and every product is held against that of its own type; bandwidth
+that of a large copy. F are the products of matrices and convolutions that a job in fact calls, counted as they are
+called, backward ones too; FFTs, logarithms and exponentials count nothing. B is what must move if all that lies between
+stays in the cache: what goes in, what comes out, and weights, which training also writes, with their gradients and
+AdamW's two moments. So the fraction says how far a rate is from a bound that no code with these products can pass, not
+how near it could come.
 
 Jobs are `cnn_gru` in configs/demo.yaml's shape: a step of the networks alone, on views made beforehand; train_ssl.py
 with everything; embeddings of one detector's windows; and all that a probe looks at in windows of three detectors,
@@ -22,7 +23,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,9 +34,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from gwtwins.benchmarks.scaling import command_rates
-from gwtwins.benchmarks.throughput import ROOT, make, train_step
+from gwtwins.benchmarks.throughput import ROOT, make, timed, train_step
 from gwtwins.ssl.views import Views
 from gwtwins.strain.command import write_text
+from gwtwins.strain.device import choose_device
 from gwtwins.strain.errors import InputError, run_command
 
 _VIEW = 1.125  # s, the mean length of the demo's views
@@ -106,25 +107,20 @@ class Machine:
 
 
 def fastest(run: Callable[[], object], device: str, repeats: int) -> float:
-    """Seconds of the fastest of some calls, after one that is not counted."""
-    return min(seconds(run, device) for _ in range(repeats + 1))
-
-
-def seconds(run: Callable[[], object], device: str) -> float:
-    """Seconds of one call."""
-    began = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    """Seconds of the fastest of some calls."""
+    return min(timed(run, device) for _ in range(repeats + 1))
 
 
 def measured(device: str, size: int, repeats: int) -> Machine:
     """The machine's peak and bandwidth, with torch's own threads."""
-    peak = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(2, size, size, device=device).to(dtype)
-        peak[dtype] = 2.0 * size**3 / fastest(lambda a=a, b=b: a @ b, device, repeats)  # type: ignore[misc]
+    peak, allowed = {}, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN may, for convolutions and GRU
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            a, b = torch.randn(2, size, size, device=device).to(dtype)
+            peak[dtype] = 2.0 * size**3 / fastest(lambda a=a, b=b: a @ b, device, repeats)  # type: ignore[misc]
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
     source = torch.zeros(_COPY // 4, device=device)
     target = torch.empty_like(source)
     return Machine(peak, 2.0 * _COPY / fastest(lambda: target.copy_(source), device, repeats))
@@ -178,6 +174,11 @@ def benchmark(args: argparse.Namespace) -> int:
     """Measure and print."""
     if min(args.batch, args.windows, args.repeats, args.size) < 1:
         raise InputError("--batch, --windows, --repeats, --size", "a number below 1", "1 or more of each")
+    if args.steps and args.steps < 10:
+        raise InputError(f"--steps {args.steps}", "too few to time", "10 or more, or 0")
+    args.device = choose_device(args.device)
+    if args.json and not args.json.parent.is_dir():
+        raise InputError(args.json, "its folder does not exist", "a file in a folder that does")
     if args.json and args.json.exists():
         raise InputError(args.json, "is there already", "a new file")
     machine = measured(args.device, args.size, args.repeats)
@@ -189,7 +190,7 @@ def benchmark(args: argparse.Namespace) -> int:
         job.operations = dict(counted.by_type)
     for _ in range(args.repeats):  # by turns: a machine that slows down slows all
         for job in found:
-            job.rates.append(job.rows / seconds(job.run, args.device))
+            job.rates.append(job.rows / timed(job.run, args.device))
     if args.steps:
         step = found[0]
         whole = Job("train_ssl.py, all of it", step.unit, step.rows, step.run, step.bytes, step.operations)
@@ -253,7 +254,7 @@ def main() -> None:
     size = 16_384 if cuda else 2_048
     parser.add_argument("--size", type=int, default=size, help="of the matrices whose product is the peak")
     parser.add_argument("--precision", choices=list(_AUTOCAST), default="32-true", help="of pretraining")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     raise SystemExit(run_command(lambda: benchmark(parser.parse_args())))
 

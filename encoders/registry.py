@@ -37,11 +37,6 @@ def names() -> list[str]:
     return sorted(_ENCODERS)
 
 
-def config_of(name: str) -> type:
-    """The dataclass of arguments of the encoder ``name``."""
-    return _lookup(name)[1]
-
-
 def build(name: str, args: dict[str, Any] | None = None) -> nn.Module:
     """The encoder ``name`` with fresh weights.
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from gwtwins.encoders.paired import BRANCH, PairedEncoder
-from gwtwins.strain.command import write_bytes, write_text
+from gwtwins.strain.command import holds_result, write_bytes, write_text
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.psd import PSD
 from gwtwins.strain.small_file import open_plain, read_json
@@ -113,7 +113,7 @@ def result_folder(weights: str, kind: str) -> Path:
     if home.resolve().is_relative_to(SHIPPED.resolve()):
         home = Path("runs")
     path, n = home / kind, 1
-    while path.exists() and (not path.is_dir() or any(path.iterdir())):
+    while path.exists() and (not path.is_dir() or holds_result(path)):
         n += 1
         path = home / f"{kind}-{n}"
     return path

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from gwtwins.probes.embedding_file import EmbeddingFile
+from gwtwins.probes.predictions import cell
 from gwtwins.strain.command import write_text
 from gwtwins.strain.errors import InputError, shown
 from gwtwins.strain.progress import progress_bar
@@ -24,7 +25,6 @@ from gwtwins.strain.progress import progress_bar
 MAX_COUNT = 10_000
 _SAME_TIME = 1e-3  # s: GPS times are printed to the millisecond
 _COMPARED = 10_000  # ids an unknown one is compared with, half a second's worth
-_FORMULA = ("=", "+", "-", "@")  # what a spreadsheet would run
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,9 @@ def write_csv(path: Path, found: Sequence[Match]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["rank", "id", "gps", "similarity", "detectors", "label", "snr"])
     for m in found:
-        name = f"'{shown(m.id)}" if m.id.startswith(_FORMULA) else shown(m.id)
-        gps, label = "" if m.gps is None else f"{m.gps:.6f}", "" if m.label is None else m.label
-        writer.writerow([m.rank, name, gps, f"{m.similarity:.6f}", m.detectors, label, "" if m.snr is None else m.snr])
+        gps = "" if m.gps is None else f"{m.gps:.6f}"
+        label, snr = ("" if x is None else x for x in (m.label, m.snr))
+        writer.writerow([m.rank, cell(m.id), gps, f"{m.similarity:.6f}", m.detectors, label, snr])
     _write(path, text.getvalue())
 
 

@@ -15,6 +15,11 @@ from gwtwins.strain.errors import shown
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
+def cell(text: str) -> str:
+    """Text that a spreadsheet takes for text: what it would run gets an apostrophe; control characters become "?"."""
+    return f"'{shown(text)}" if text.startswith(_FORMULA) else shown(text)
+
+
 def write_scores(
     path: Path,
     ids: Sequence[str],
@@ -24,11 +29,11 @@ def write_scores(
 ) -> None:
     """Write ``id,target`` (target: probability, a submission), or with labels ``id,target,score`` (target: label).
 
-    An id that a spreadsheet would run as a formula gets an apostrophe in front; control characters become "?".
+    Ids are written as `cell` has them.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = [f"'{shown(name)}" if name.startswith(_FORMULA) else shown(name) for name in ids]
+    names = [cell(name) for name in ids]
     if label is None or score is None:
         writer.writerow(["id", "target"])
         writer.writerows((name, f"{p:.6f}") for name, p in zip(names, probability, strict=True))

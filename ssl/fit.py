@@ -13,10 +13,12 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from gwtwins.ssl.distributed import PATIENCE, Place
 from gwtwins.ssl.pretrain import Feed, Pretraining
 from gwtwins.ssl.resumption import Checkpoint, CheckpointFile, GracefulStop
+from gwtwins.strain.errors import EXIT_TERMINATED
 
 # What Lightning says on every fit about its own insides, or about what this project means to do.
 _LIGHTNING_WARNINGS = (
@@ -58,6 +60,8 @@ def fit(module: Pretraining, feed: Feed, checkpoint: Checkpoint, monitors: list[
         before = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, feed, ckpt_path=path, weights_only=True)
+        except SIGTERMException:  # of one that came before the first step, to Lightning's own handler
+            graceful.exit_status = EXIT_TERMINATED
         except SystemExit as ended:  # what Lightning makes of a KeyboardInterrupt, and leaves the next one ignored
             signal.signal(signal.SIGINT, before)
             if graceful.exit_status:

@@ -146,6 +146,8 @@ class GracefulStop(pl.Callback):
         # Only now: Lightning sets its own when fit begins. It puts back all that there were before when fit ends.
         for number in self._EXIT:
             signal.signal(number, self._handle)
+        if trainer.received_sigterm:  # by Lightning's, until now
+            self.asked = EXIT_TERMINATED
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self.exit_status = distributed.maximum(self.asked)

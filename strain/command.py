@@ -270,9 +270,14 @@ def claim_folder(out: str, default: Path) -> Path:
     """
     path = Path(out) if out else default
     make_folder(path)
-    if any(held.name != _LOCK and not _TEMPORARY.fullmatch(held.name) for held in path.iterdir()):
+    if holds_result(path):
         raise InputError(path, "already holds a result", "a new or empty folder for --out")
     return path
+
+
+def holds_result(folder: Path) -> bool:
+    """Whether there is anything in it but what a command leaves that was killed before it had a result."""
+    return any(held.name != _LOCK and not _TEMPORARY.fullmatch(held.name) for held in folder.iterdir())
 
 
 def make_folder(path: Path) -> None:

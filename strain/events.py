@@ -37,9 +37,3 @@ EVENTS = (
     Event("GW200129_065458", 1264316116.4, ("H1", "L1"), (26.0, 26.0)),
 )
 """In order of time. Not a whole catalogue: only the mergers inside the project's own test files."""
-
-
-def near_event(gps: float, halfwidth: float = 8.0) -> Event | None:
-    """The known event nearest to ``gps`` if it is within ``halfwidth`` seconds, else None."""
-    nearest = min(EVENTS, key=lambda event: abs(event.gps - gps))
-    return nearest if abs(nearest.gps - gps) <= halfwidth else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,5 +109,5 @@ class RecordedStrainSource(Source):
     def describe(self) -> dict[str, Any]:
         """Detectors, seconds of each, and the files."""
         seconds = {d: sum(p.strain.size for p in self.pieces if p.detector == d) / self.rate for d in self.detectors}
-        files = sorted({piece.source for piece in self.pieces})
+        files = sorted({Path(piece.source).name for piece in self.pieces})  # wherever they lie
         return {"source": "recorded strain", "seconds": seconds, "moments": len(self.gps), "files": files}

@@ -177,6 +177,31 @@ def test_the_config_is_compared_by_what_it_says(made: Path, tmp_path: Path) -> N
         benchmark(tmp_path, "--rows", "pairs")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--label-counts", "5"],
+        ["--label-draws", "-1"],
+        ["--test-rows", "10"],
+        ["--noise-rows", "-5"],
+        ["--minutes", "-1"],
+        ["--seeds", "-1"],
+    ],
+)
+def test_wrong_numbers_are_refused_before_they_are_kept(tmp_path: Path, wrong: list[str]) -> None:
+    """Regression: they were written to settings.json first, and refused the corrected command."""
+    with pytest.raises(InputError, match=wrong[0]):
+        benchmark(tmp_path / "out", "--rows", "bank", *wrong)
+    assert not (tmp_path / "out" / "settings.json").exists()
+
+
+def test_evidence_alone_is_not_told_of_an_encoder_without_any(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    none = ["--options=--encoder-args.mergers 0"]
+    with pytest.raises(InputError, match="no evidence"):
+        benchmark(out, "--rows", "untrained", "evidence", *none)
+
+
 def test_a_row_is_compared_with_one_of_the_same_test_rows(tmp_path: Path) -> None:
     label, scores = scored()
     settings = dataclasses.asdict(detection.settings_of(detection.arguments([])))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import h5py
@@ -18,7 +20,6 @@ from gwtwins.benchmarks.long_strain import (
     Injection,
     design_psds,
     draw_injections,
-    load_injections,
     save_injections,
     snr_density,
     strain_blocks,
@@ -121,7 +122,9 @@ def test_half_of_the_injections_are_below_snr_8_and_the_density_says_so(psds: di
 
 def test_the_truth_is_read_back(tmp_path: Path, injections: list[Injection]) -> None:
     save_injections(tmp_path / "truth.json", injections)
-    assert load_injections(tmp_path / "truth.json") == injections
+    known = [field.name for field in dataclasses.fields(Injection)]
+    rows = json.loads((tmp_path / "truth.json").read_text())
+    assert [Injection(**{key: row[key] for key in known}) for row in rows] == injections
 
 
 def test_both_layouts_hold_the_strain(tmp_path: Path, psds: dict[str, PSD], noise: np.ndarray) -> None:

@@ -90,3 +90,19 @@ def test_wrong_numbers_and_a_file_that_is_there_are_one_line_and_2(
         error = capsys.readouterr().err
         assert named in error and error.count("\n") == 1
     assert (tmp_path / "old.json").read_text() == "{}"
+
+
+def test_what_cannot_be_timed_or_written_is_said_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(roofline, "measured", None)
+    wrong = [
+        ["--steps", "1"],
+        ["--json", str(tmp_path / "nodir" / "x.json")],
+        ["--device", "tpu"],
+    ]
+    for argv in wrong:
+        assert run(monkeypatch, *argv) == 2
+        error = capsys.readouterr().err
+        assert argv[0].lstrip("-") in error or "nodir" in error
+        assert error.count("\n") == 1

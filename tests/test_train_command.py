@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from gwtwins.encoders.weights import load_encoder
 from gwtwins.ssl.pretrain import Pretraining
+from gwtwins.ssl.resumption import Checkpoint
 from gwtwins.ssl.views import Views
 from gwtwins.strain.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InputError, run_command
 from gwtwins.train_ssl import train
@@ -270,6 +271,23 @@ def test_ctrl_c_before_the_first_step_has_the_same_status(
     monkeypatch.setattr(Pretraining, "configure_optimizers", interrupted)  # Lightning is at work, but not in a step
     assert run_command(lambda: train([*TINY, "--out", str(tmp_path / "run"), "--steps", "6"])) == EXIT_INTERRUPTED
     assert signal.getsignal(signal.SIGINT) is before  # whoever goes on, in a notebook, can interrupt again
+
+
+def test_sigterm_before_the_first_step_ends_as_sigterm_does(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Regression: Lightning's own handler was at work, and its exception was taken for Ctrl-C's."""
+
+    def terminated(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(Checkpoint, "on_train_start", terminated)  # callbacks before our own handlers are set
+    assert run_command(lambda: train([*TINY, "--out", str(out), "--steps", "6"])) == EXIT_TERMINATED
+    assert "stopped at step 1 of 6" in capsys.readouterr().err
+    monkeypatch.setattr(Checkpoint, "on_train_start", lambda *_: None)
+    assert train(["--resume", str(out)]) == 0
+    assert json.loads((out / "encoder.json").read_text())["steps"] == 6
 
 
 def test_a_finished_run_is_left_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

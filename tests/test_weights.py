@@ -18,9 +18,8 @@ import torch
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
-from gwtwins.encoders import weights
+from gwtwins.encoders import registry, weights
 from gwtwins.encoders.paired import PairedEncoder
-from gwtwins.encoders.registry import config_of
 from gwtwins.encoders.weights import describe_weights, find_weights, load_encoder, save_encoder
 from gwtwins.probes.features import fingerprint
 from gwtwins.probes.linear import LinearProbe
@@ -118,7 +117,7 @@ def test_every_argument_is_written_so_that_later_defaults_change_no_file(
     """Regression: with those given alone, a file of strides (4, 2, 1) was read as one of (4, 1, 2)."""
     save_encoder(make(name, given), tmp_path, {})
     args = describe_weights(tmp_path)["encoder"]["args"]
-    assert set(args) == {field.name for field in dataclasses.fields(config_of(name))}
+    assert set(args) == {field.name for field in dataclasses.fields(registry.build(name, given).config)}
     assert args.items() >= given.items()
 
 
@@ -374,3 +373,14 @@ def test_shipped_encoders_and_their_probes_belong_together(name: str) -> None:
     assert together is not None
     score = probe.decision(embedding.numpy(), None, together.numpy())
     assert (score < 3.0).all()  # white noise is no signal, though its band is wider than conditioned noise has
+
+
+def test_a_folder_that_holds_a_lock_alone_is_still_to_be_filled(tmp_path: Path) -> None:
+    """Regression: of a command that was killed early a lock stays, and its successor's result went to probe-2."""
+    save_encoder(make("cnn_gru", SMALL), tmp_path, {})
+    assert weights.result_folder(str(tmp_path), "probe") == tmp_path / "probe"
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe" / ".lock").touch()
+    assert weights.result_folder(str(tmp_path), "probe") == tmp_path / "probe"
+    (tmp_path / "probe" / "probe.json").write_text("{}")
+    assert weights.result_folder(str(tmp_path), "probe") == tmp_path / "probe-2"
