@@ -56,7 +56,8 @@ class RunConfig:
     """Seconds that views are cut to, or up to 0.25 s more; they end in the window's last 0.25 s. 0 for whole windows.
     An encoder that makes no frames in time always takes whole windows."""
     data: str = "simulated"
-    """simulated, a packed HDF5 file, a folder in the G2Net layout, or GWOSC files joined by commas."""
+    """simulated, a packed HDF5 file, a folder in the G2Net layout, or strain files (GWOSC HDF5, GWF)
+    or folders of them, joined by commas."""
     out: str = ""
     """Folder of the run; runs/<date-time> if empty. The newest run inside runs/ is runs/latest."""
     seed: int = 0

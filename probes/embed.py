@@ -41,7 +41,8 @@ class EmbedConfig:
     """Embedding, and looking at embeddings."""
 
     data: str = "simulated"
-    """simulated, a packed HDF5 file, a folder in the G2Net layout, or GWOSC files joined by commas."""
+    """simulated, a packed HDF5 file, a folder in the G2Net layout, or strain files (GWOSC HDF5, GWF)
+    or folders of them, joined by commas."""
     weights: str = ""
     """Encoder: a run's folder, an encoder.safetensors, or gwtwins/NAME; runs/latest if empty, else the shipped one."""
     out: str = ""

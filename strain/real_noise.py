@@ -23,11 +23,11 @@ from gwtwins.strain.conditioning import F_HIGH, F_LOW, RATE
 from gwtwins.strain.draws import uniform
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.events import EVENTS
-from gwtwins.strain.gwosc import read_gwosc
 from gwtwins.strain.noise_roles import stretches
 from gwtwins.strain.psd import PSD
 from gwtwins.strain.recording import Conditioned, condition_recording
 from gwtwins.strain.small_file import read_text
+from gwtwins.strain.whole_files import read_recordings, strain_files
 
 _MAX_LIST_BYTES = 1 << 20  # fifty thousand GPS times
 
@@ -96,7 +96,7 @@ class RealNoise:
         after: float = AFTER,
         required: Sequence[str] | None = None,
     ) -> RealNoise:
-        """From GWOSC files, without the seconds that a file left out covers, in whichever file they are.
+        """From strain files, without the seconds that a file left out covers, in whichever file they are.
 
         Args:
             exclude, before, after: as for the class.
@@ -112,12 +112,12 @@ class RealNoise:
         covered: list[tuple[float, float]] = []
         pieces: list[Conditioned] = []
         for path in dict.fromkeys([*without, *(Path(path).resolve() for path in files)]):
-            recording = read_gwosc(path, required)
-            start, end = recording.gps_start, recording.gps_end
-            if path in without or any(start <= gps < end for gps in leave_out):
-                covered.append((start, end))
-            else:
-                pieces += condition_recording(recording, rate, f_low, f_high)
+            for recording in read_recordings(path, required):
+                start, end = recording.gps_start, recording.gps_end
+                if path in without or any(start <= gps < end for gps in leave_out):
+                    covered.append((start, end))
+                else:
+                    pieces += condition_recording(recording, rate, f_low, f_high)
         for gps in leave_out:
             if not any(start <= gps < end for start, end in covered):
                 fault = f"no file holds GPS {gps:.1f}"
@@ -262,21 +262,6 @@ class RealNoise:
             "psds": [psd.name for psd in self._psds],
             "excluded_gps": [list(span) for span in self._excluded],
         }
-
-
-def strain_files(spec: str) -> list[Path]:
-    """The HDF5 files that ``spec`` names: files and folders of them, joined by commas.
-
-    Raises:
-        InputError: a folder without any.
-    """
-    files: list[Path] = []
-    for part in filter(None, spec.split(",")):
-        found = sorted(Path(part).glob("*.hdf5")) if Path(part).is_dir() else [Path(part)]
-        if not found:
-            raise InputError(part, "no .hdf5 file in this folder", "GWOSC strain files")
-        files += found
-    return files
 
 
 def gps_times(option: str, text: str) -> list[float]:

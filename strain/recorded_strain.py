@@ -1,4 +1,4 @@
-"""Windows cut from recorded strain, the detectors at the same moments: ``--data`` with GWOSC files."""
+"""Windows cut from recorded strain, the detectors at the same moments: ``--data`` with strain files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from gwtwins.strain import draws
 from gwtwins.strain.batch import Batch
 from gwtwins.strain.detectors import DETECTORS
 from gwtwins.strain.errors import InputError
-from gwtwins.strain.gwosc import read_gwosc
 from gwtwins.strain.psd import PSD
-from gwtwins.strain.real_noise import strain_files
 from gwtwins.strain.recording import Conditioned, condition_recording
 from gwtwins.strain.sources import Source, Window
+from gwtwins.strain.whole_files import read_recordings, strain_files
 
 STRIDE = 0.125  # seconds between the moments at which windows may start
 
@@ -29,7 +28,7 @@ class RecordedStrainSource(Source):
     present. Pretraining draws moments at random; ``batches`` gives back-to-back windows in the order of time.
 
     Args:
-        spec: GWOSC files, or folders of them, joined by commas.
+        spec: strain files, or folders of them, joined by commas.
         window: what the encoder wants.
         device: where batches are made.
 
@@ -45,7 +44,8 @@ class RecordedStrainSource(Source):
         self.samples = window.samples
         pieces: list[Conditioned] = []
         for path in strain_files(spec):
-            pieces += condition_recording(read_gwosc(path), window.rate, window.f_low, window.f_high)
+            for recording in read_recordings(path):
+                pieces += condition_recording(recording, window.rate, window.f_low, window.f_high)
         self.pieces = pieces
         held = {piece.detector for piece in pieces}
         self.detectors = tuple(name for name in DETECTORS if name in held)

@@ -71,8 +71,8 @@ class SimulationConfig:
     evaluation_seed: int = 1
     """Seed of the labelled and test rows: 1 for those of every table, others for rows that no choice was made on."""
     noise: str = ""
-    """GWOSC files or folders, joined by commas, whose strain is the background, away from the mergers of
-    strain/events.py; empty for Gaussian noise."""
+    """Strain files (GWOSC HDF5, GWF) or folders, joined by commas, whose strain is the background, away from the
+    mergers of strain/events.py; empty for Gaussian noise."""
     noise_exclude: str = ""
     """GPS times, joined by commas, whose files give no background (to leave an event's own files out)."""
     noise_avoid: str = ""

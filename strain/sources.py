@@ -110,8 +110,8 @@ def open_source(
 ) -> Source:
     """The source that ``--data SPEC`` names.
 
-    ``simulated``; a packed window store (``*.hdf5``); a folder in the G2Net layout; GWOSC HDF5 files (a folder, a
-    file, or several joined by commas).
+    ``simulated``; a packed window store (``*.hdf5``); a folder in the G2Net layout; strain files (GWOSC HDF5 or GWF; a
+    folder, a file, or several joined by commas).
 
     Raises:
         InputError: nothing is there, or it is none of these.
@@ -128,7 +128,7 @@ def open_source(
     raise InputError(
         f"--data {spec}",
         "not a kind of data that is known",
-        "a file from gwtwins.strain.pack, a G2Net folder, or GWOSC HDF5 files",
+        "a file from gwtwins.strain.pack, a G2Net folder, or strain files (GWOSC HDF5, GWF)",
     )
 
 
@@ -170,9 +170,11 @@ def _sources() -> list[tuple[Callable[[str], bool], Maker]]:
 
 
 def _is_strain(spec: str) -> bool:
-    """HDF5 files that are not window stores, or folders holding some."""
+    """Strain files that are not window stores, or folders holding some."""
+    from gwtwins.strain.strain_index import ENDINGS
+
+    def held(path: Path) -> bool:
+        return any(one.suffix in ENDINGS and one.is_file() for one in (path.rglob("*") if path.is_dir() else [path]))
+
     parts = [Path(part) for part in spec.split(",") if part]
-    return bool(parts) and all(
-        (path.is_file() and path.suffix in (".hdf5", ".h5")) or (path.is_dir() and any(path.glob("*.hdf5")))
-        for path in parts
-    )
+    return bool(parts) and all(map(held, parts))

@@ -95,7 +95,7 @@ def index_strain(
         return from_series(paths, detectors)
     required = None if required_flags is None else tuple(required_flags)
     found: list[StrainFile] = []
-    for path in _listed(paths):
+    for path in strain_paths(paths):
         for file in _index_file(path, required, channel):
             _allowed(file.detector, detectors, path)
             found.append(file)
@@ -120,7 +120,8 @@ def from_series(series: Mapping[str, Any], detectors: Sequence[str] | None = Non
     return _index(found, None, None)
 
 
-def _listed(paths: Iterable[str | Path]) -> list[Path]:
+def strain_paths(paths: Iterable[str | Path]) -> list[Path]:
+    """Files and, of folders to any depth, those that end as strain files do; InputError where there are none."""
     files: list[Path] = []
     for given in [paths] if isinstance(paths, str | Path) else paths:
         path = Path(given)

@@ -257,7 +257,7 @@ def test_a_spec_names_files_and_folders_and_times_to_leave_out(tmp_path: Path) -
     with pytest.raises(InputError, match="absent: no such file"):
         RealNoise.from_spec(str(tmp_path / "absent"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no .hdf5 file in this folder"):
+    with pytest.raises(InputError, match="no strain file in this folder"):
         RealNoise.from_spec(str(tmp_path / "empty"))
 
 

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from pycbc.frame import write_frame
+from pycbc.types import TimeSeries
 
 from g2net_writer import coloured_noise, names, write_g2net_folder
 from gwosc_writer import GPS_START, write_gwosc
 from gwosc_writer import coloured_noise as recording
 from gwtwins.strain.errors import InputError
 from gwtwins.strain.pack import pack
+from gwtwins.strain.real_noise import RealNoise
 from gwtwins.strain.recorded_strain import RecordedStrainSource
 from gwtwins.strain.recorded_windows import G2NetSource, WindowStoreSource
 from gwtwins.strain.simulated import SimulatedSource
@@ -70,6 +74,33 @@ def test_strain_files(tmp_path: Path) -> None:
         source = open_source(spec)
         assert isinstance(source, RecordedStrainSource) and source.detectors == ("H1", "L1")
         assert source.fresh_noise is False
+
+
+def test_frame_files_give_the_windows_that_the_same_strain_in_hdf5_gives(tmp_path: Path) -> None:
+    """In folders of folders too."""
+    for n, name in enumerate(("H1", "L1")):
+        (tmp_path / "hdf5" / name).mkdir(parents=True)
+        (tmp_path / "frames" / name).mkdir(parents=True)
+        strain = recording(40, 4096, seed=n)
+        write_gwosc(tmp_path / "hdf5" / name / "a.h5", strain, detector=name, gps=GPS_START)
+        series = TimeSeries(strain, delta_t=1 / 4096, epoch=GPS_START)
+        write_frame(str(tmp_path / "frames" / name / "a.gwf"), f"{name}:GWOSC-4KHZ_R1_STRAIN", series)
+    one, two = open_source(str(tmp_path / "hdf5")), open_source(str(tmp_path / "frames"))
+    assert one.detectors == two.detectors == ("H1", "L1")
+    for a, b in zip(one.batches("all"), two.batches("all"), strict=True):
+        assert a.id == b.id and torch.equal(a.present, b.present)
+        assert torch.allclose(a.strain, b.strain, atol=1e-5)
+    noise = [RealNoise.from_spec(str(tmp_path / kind)) for kind in ("hdf5", "frames")]
+    assert noise[0].seconds("H1") == noise[1].seconds("H1") > 20
+
+
+def test_the_same_strain_is_the_same_data_wherever_it_lies(tmp_path: Path) -> None:
+    described = []
+    for where in ("a", "b"):
+        (tmp_path / where).mkdir()
+        write_gwosc(tmp_path / where / "H1.hdf5", recording(20, 4096), detector="H1", gps=GPS_START)
+        described.append(open_source(str(tmp_path / where)).describe())
+    assert described[0] == described[1] and described[0]["files"] == ["H1.hdf5"]
 
 
 @pytest.mark.parametrize("spec", ["simulate", "/nowhere/at-all.hdf5"])
