@@ -80,7 +80,7 @@ class ScanConfig:
     scheduler: str = "local"
     """Address of a Dask scheduler, such as tcp://head:8786, whose workers see the same files and --out; or local."""
     keep_blocks: bool = False
-    """Keep the encoder's frames and the whitened strain, <out>/blocks: about 35 MB an hour of three detectors."""
+    """Keep the encoder's frames and the whitened strain, <out>/blocks: about 75 MB an hour of three detectors."""
     batch: int = 16
     """Pieces of 16 s that go through the encoder at a time."""
     device: str = "auto"
