@@ -1,9 +1,9 @@
 """Evidence for a merger: what whitened signals, laid over the strain at every moment, say of each moment.
 
 A binary of tens of solar masses spends a tenth of a second in the band and crosses most of it. Of its squared SNR the
-best of 24 sine-Gaussians holds three tenths, and the best of sixteen whole mergers three quarters (a matched filter):
-what is lost when the pieces of a faint signal are weighed one by one is not to be had back by learning. The kernels
-start from mergers of the population that is searched (`gwtwins.strain.mergers`) and are not trained.
+best of 24 sine-Gaussians holds three tenths, and the best of sixteen whole mergers four fifths (a matched filter): what
+is lost when the pieces of a faint signal are weighed one by one is not to be had back by learning. The kernels are
+averages of mergers of the population that is searched (`gwtwins.strain.mergers`), and are not trained.
 
 Noise is not the only other explanation: detectors have glitches. What a short burst explains as well, or what is too
 loud to be believed of one detector alone, counts for little.
