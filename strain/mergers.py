@@ -1,4 +1,4 @@
-"""A few whitened mergers, each an average, that stand for a whole population, as kernels for an encoder (`gwtwins.encoders.evidence`)."""
+"""A few whitened shapes that stand for a whole population, as kernels for an encoder (`gwtwins.encoders.evidence`)."""
 
 from __future__ import annotations
 
