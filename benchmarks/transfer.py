@@ -128,9 +128,9 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def benchmark(args: argparse.Namespace) -> int:
     """Judge what has not been judged yet, and print the table."""
-    if args.draws < 1 or args.labels < 10 or args.test_rows < 100 or args.noise_rows < 0:
+    if args.draws < 1 or args.labels < 10 or args.test_rows < 2 or args.noise_rows < 0:
         given = "--draws, --labels, --test-rows, --noise-rows"
-        raise InputError(given, "too few", "1 draw, 10 labels, 100 test rows or more, and none below 0")
+        raise InputError(given, "too few", "1 draw, 10 labels, 2 test rows or more, and none below 0")
     args.out.mkdir(parents=True, exist_ok=True)
     results = []
     for weights in args.weights:

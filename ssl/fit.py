@@ -64,6 +64,8 @@ def fit(module: Pretraining, feed: Feed, checkpoint: Checkpoint, monitors: list[
             graceful.exit_status = EXIT_TERMINATED
         except SystemExit as ended:  # what Lightning makes of a KeyboardInterrupt, and leaves the next one ignored
             signal.signal(signal.SIGINT, before)
+            if not isinstance(ended.__context__, KeyboardInterrupt):
+                raise  # of whoever calls from Python, and has a handler that exits
             if graceful.exit_status:
                 return graceful.exit_status
             raise KeyboardInterrupt from ended

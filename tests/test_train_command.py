@@ -281,9 +281,12 @@ def test_sigterm_before_the_first_step_ends_as_sigterm_does(
     def terminated(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    out = tmp_path / "run"
+    out, before = tmp_path / "run", signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever a command left here
     monkeypatch.setattr(Checkpoint, "on_train_start", terminated)  # callbacks before our own handlers are set
-    assert run_command(lambda: train([*TINY, "--out", str(out), "--steps", "6"])) == EXIT_TERMINATED
+    try:
+        assert run_command(lambda: train([*TINY, "--out", str(out), "--steps", "6"])) == EXIT_TERMINATED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert "stopped at step 1 of 6" in capsys.readouterr().err
     monkeypatch.setattr(Checkpoint, "on_train_start", lambda *_: None)
     assert train(["--resume", str(out)]) == 0
