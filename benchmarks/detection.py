@@ -30,6 +30,7 @@ import numpy as np
 from gwtwins.benchmarks.detection_rows import ROWS, Row, chosen_rows
 from gwtwins.benchmarks.detection_table import Result, write_table
 from gwtwins.benchmarks.detection_training import Settings, make, trained, training_options
+from gwtwins.probes.linear import MIN_LABELS
 from gwtwins.strain.command import hold_folder, make_folder, write_text
 from gwtwins.strain.errors import InputError, run_command
 from gwtwins.strain.small_file import read_json
@@ -91,8 +92,9 @@ def check_settings(out: Path, settings: Settings) -> None:
         InputError: ``out`` holds results made with others, or the trained rows' config or options cannot be used.
     """
     training_options(settings)
-    if min(settings.label_counts) < 10 or settings.label_draws < 1:
-        raise InputError("--label-counts, --label-draws", "too few", "10 labels or more, and a draw or more of each")
+    if min(settings.label_counts) < MIN_LABELS or settings.label_draws < 1:
+        least = f"{MIN_LABELS} labels or more, and a draw or more of each"
+        raise InputError("--label-counts, --label-draws", "too few", least)
     if settings.test_rows < 100 or settings.noise_rows < 0 or settings.minutes <= 0 or settings.steps < 0:
         raise InputError("--test-rows, --noise-rows, --minutes, --steps", "too few", "100 test rows, and none below 0")
     path = out / "settings.json"

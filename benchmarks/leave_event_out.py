@@ -24,7 +24,8 @@ from typing import Any
 from gwtwins import eval_probe, scan_strain, train_ssl
 from gwtwins.strain.errors import InputError, run_command
 from gwtwins.strain.events import EVENTS, Event
-from gwtwins.strain.whole_files import read_recordings, strain_files
+from gwtwins.strain.strain_index import index_strain
+from gwtwins.strain.whole_files import strain_files
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = ("GW150914", "GW170814", "GW190521_074359")
@@ -44,7 +45,7 @@ def files_of(event: Event, spec: str) -> list[Path]:
     """The strain files that hold the event."""
     held = []
     for path in strain_files(spec):
-        if any(piece.gps_start <= event.gps < piece.gps_end for piece in read_recordings(path)):
+        if any(file.start <= event.gps < file.end for file in index_strain([path]).files):
             held.append(path)
     if not held:
         raise InputError(spec, f"no file holds {event.name}", f"strain at GPS {event.gps}")

@@ -26,7 +26,7 @@ from gwtwins.probes.limits import MatchedFilterBank, known_signal, snr_in_window
 from gwtwins.probes.metrics import auc, auc_difference, efficiency
 from gwtwins.probes.optimal import LikelihoodRatio, calibration_line
 from gwtwins.strain.batch import Batch
-from gwtwins.strain.command import write_bytes, write_text
+from gwtwins.strain.command import new_file, write_bytes, write_text
 from gwtwins.strain.errors import InputError, run_command
 from gwtwins.strain.progress import progress_bar
 from gwtwins.strain.simulated import SimulatedSource, SimulationConfig
@@ -68,10 +68,7 @@ def benchmark(args: argparse.Namespace) -> int:
     if args.rows < 2:
         raise InputError("--rows", f"{args.rows}", "2 or more: signals and noise")
     for path in (args.json, args.scores):  # hours before they are written
-        if path and not path.parent.is_dir():
-            raise InputError(path, "its folder does not exist", "a file in a folder that does")
-        if path and path.exists():
-            raise InputError(path, "is there already", "a new file")
+        new_file(path)
     config = SimulationConfig(population=args.population, n_test=args.rows, n_labelled=2, bank_size=2)
     source = SimulatedSource(config, Window(), device=args.device)
     chosen = statistics(source, args.samples, args.dense)

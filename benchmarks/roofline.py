@@ -25,7 +25,7 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from gwtwins.benchmarks.scaling import command_rates
-from gwtwins.benchmarks.throughput import ROOT, make, timed, train_step
+from gwtwins.benchmarks.throughput import make, pretraining, timed, train_step
 from gwtwins.ssl.views import Views
-from gwtwins.strain.command import write_text
+from gwtwins.strain.command import new_file, write_text
 from gwtwins.strain.device import choose_device
 from gwtwins.strain.errors import InputError, run_command
 
@@ -79,7 +78,6 @@ class Job:
     """Something that is timed, and what it cannot do without."""
 
     name: str
-    unit: str
     rows: int
     """Samples or windows of a call."""
     run: Callable[[], object]
@@ -158,11 +156,10 @@ def jobs(batch: int, windows: int, device: str, precision: str) -> list[Job]:
     weights, held = nbytes(module.parameters()), nbytes([*encoder.parameters(), *encoder.buffers()])
     vectors = 4.0 * windows * encoder.embedding_dim
     return [
-        Job("networks, a step of pretraining", "samples", batch, step, nbytes([x]) + 8 * weights),
-        Job("embedding", "windows", windows, evaluated(encoder.encode, alone, which), nbytes([alone]) + held + vectors),
+        Job("networks, a step of pretraining", batch, step, nbytes([x]) + 8 * weights),
+        Job("embedding", windows, evaluated(encoder.encode, alone, which), nbytes([alone]) + held + vectors),
         Job(
             "of networks, with evidence",
-            "windows",
             3 * windows,
             evaluated(encoder.network, strain),
             nbytes([strain]) + held + 3 * vectors,
@@ -177,10 +174,7 @@ def benchmark(args: argparse.Namespace) -> int:
     if args.steps and args.steps < 10:
         raise InputError(f"--steps {args.steps}", "too few to time", "10 or more, or 0")
     args.device = choose_device(args.device)
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(args.json, "its folder does not exist", "a file in a folder that does")
-    if args.json and args.json.exists():
-        raise InputError(args.json, "is there already", "a new file")
+    new_file(args.json)
     machine = measured(args.device, args.size, args.repeats)
     found = jobs(args.batch, args.windows, args.device, args.precision)
     for job in found:
@@ -192,10 +186,7 @@ def benchmark(args: argparse.Namespace) -> int:
         for job in found:
             job.rates.append(job.rows / timed(job.run, args.device))
     if args.steps:
-        step = found[0]
-        whole = Job("train_ssl.py, all of it", step.unit, step.rows, step.run, step.bytes, step.operations)
-        whole.rates = _command(args)
-        found.insert(1, whole)
+        found.insert(1, replace(found[0], name="train_ssl.py, all of it", rates=_command(args)))
     _print(machine, found, args)
     if args.json:
         write_text(args.json, json.dumps(_report(machine, found, args), indent=1) + "\n")
@@ -204,10 +195,9 @@ def benchmark(args: argparse.Namespace) -> int:
 
 def _command(args: argparse.Namespace) -> list[float]:
     """Samples a second, line after line, of the demo's pretraining with this batch."""
-    argv = ["--config", str(ROOT / "configs" / "demo.yaml"), "--steps", str(args.steps), "--batch", str(args.batch)]
-    argv += ["--monitor-every", str(max(1, args.steps // 10)), "--watch", "0", "--device", args.device]
+    given = ["--batch", str(args.batch), "--precision", args.precision]
     with tempfile.TemporaryDirectory() as folder:
-        return command_rates([*argv, "--precision", args.precision], Path(folder) / "run")
+        return pretraining("cnn_gru", args.steps, args.device, Path(folder) / "run", given)
 
 
 def _print(machine: Machine, found: list[Job], args: argparse.Namespace) -> None:

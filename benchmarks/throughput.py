@@ -19,6 +19,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -56,13 +57,11 @@ def train_step(module: Pretraining, optimiser: torch.optim.Optimizer, views: Vie
     optimiser.step()
 
 
-def pretraining(name: str, batch: int, device: str, out: Path) -> list[float]:
+def pretraining(name: str, steps: int, device: str, out: Path, options: Sequence[str] = ()) -> list[float]:
     """Samples a second, line by line, of a short run of train_ssl.py with an encoder's configuration."""
-    demo = name == "cnn_gru"
-    config = ROOT / "configs" / ("demo.yaml" if demo else "g2net_2021.yaml")
-    budget = ["--steps", "400", "--monitor-every", "40"] if demo else ["--steps", "4", "--monitor-every", "1"]
-    argv = ["--config", str(config), *budget, "--watch", "0", "--device", device]
-    return command_rates(argv + ([] if demo else ["--batch", str(batch)]), out)
+    config = ROOT / "configs" / ("demo.yaml" if name == "cnn_gru" else "g2net_2021.yaml")
+    budget = ["--steps", str(steps), "--monitor-every", str(max(1, steps // 10))]
+    return command_rates(["--config", str(config), *budget, "--watch", "0", "--device", device, *options], out)
 
 
 def timed(action: object, device: str) -> float:
@@ -107,8 +106,8 @@ def main() -> None:
                 rates[name]["embed"].append(rows / embedded)
                 rates[name]["network"].append(3 * rows / looked_at)
     with tempfile.TemporaryDirectory() as folder:
-        for name in SUBJECTS:
-            rates[name]["pretrain"] = pretraining(name, args.batch, args.device, Path(folder) / name)
+        for name, steps, options in ("cnn_gru", 400, []), ("cnn_gru_2021", 4, ["--batch", str(args.batch)]):
+            rates[name]["pretrain"] = pretraining(name, steps, args.device, Path(folder) / name, options)
     print(
         f"batch {args.batch}, {args.repeats} repeats, {torch.get_num_threads()} threads, {args.device}; "
         "median (min-max)\n"

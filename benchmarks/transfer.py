@@ -31,7 +31,7 @@ from gwtwins.encoders.paired import PairedEncoder
 from gwtwins.encoders.weights import load_encoder
 from gwtwins.probes.features import Features, embed, fingerprint
 from gwtwins.probes.limits import known_signal, snr_in_window
-from gwtwins.probes.linear import LinearProbe
+from gwtwins.probes.linear import MIN_LABELS, LinearProbe
 from gwtwins.strain.command import write_text
 from gwtwins.strain.device import choose_device
 from gwtwins.strain.errors import InputError, run_command
@@ -128,9 +128,9 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def benchmark(args: argparse.Namespace) -> int:
     """Judge what has not been judged yet, and print the table."""
-    if args.draws < 1 or args.labels < 10 or args.test_rows < 2 or args.noise_rows < 0:
+    if args.draws < 1 or args.labels < MIN_LABELS or args.test_rows < 2 or args.noise_rows < 0:
         given = "--draws, --labels, --test-rows, --noise-rows"
-        raise InputError(given, "too few", "1 draw, 10 labels, 2 test rows or more, and none below 0")
+        raise InputError(given, "too few", f"1 draw, {MIN_LABELS} labels, 2 test rows or more, and none below 0")
     args.out.mkdir(parents=True, exist_ok=True)
     results = []
     for weights in args.weights:

@@ -280,6 +280,18 @@ def holds_result(folder: Path) -> bool:
     return any(held.name != _LOCK and not _TEMPORARY.fullmatch(held.name) for held in folder.iterdir())
 
 
+def new_file(path: Path | None) -> None:
+    """See that a file can be written where none is yet, before what it is to hold has been computed.
+
+    Raises:
+        InputError: it is there already, or the folder that it is to lie in is not.
+    """
+    if path and not path.parent.is_dir():
+        raise InputError(path, "its folder does not exist", "a file in a folder that does")
+    if path and path.exists():
+        raise InputError(path, "is there already", "a new file")
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, or see that it is one; InputError otherwise."""
     try:

@@ -86,7 +86,8 @@ def merger_kernels(
     cut = torch.zeros_like(signal)
     cut[:, :after], cut[:, after - kernel :] = signal[:, :after], signal[:, after - kernel :]
     signal, cut = _unit(signal), _unit(cut)
-    share = _share(signal, cut[:CANDIDATES], stride)[0].mean(2)  # (signals, candidates)
+    transform = torch.fft.fft(signal)
+    share = _share(transform, cut[:CANDIDATES], stride)[0].mean(2)  # (signals, candidates)
     best, chosen = torch.zeros(len(share)), []
     for _ in range(count):
         gain = torch.maximum(share, best[:, None]).mean(0)
@@ -94,7 +95,7 @@ def merger_kernels(
         best = torch.maximum(best, share[:, chosen[-1]])
     kernels, taken = cut[chosen], torch.arange(after - kernel, after)
     for _ in range(_ROUNDS):
-        share, place = _share(signal, kernels, stride)
+        share, place = _share(transform, kernels, stride)
         which = share.argmax(1, keepdim=True)  # (signals, 1, stride)
         moment = place.gather(1, which)[:, 0, :, None]
         seen = signal[:, None].expand(-1, stride, -1).gather(2, (moment + taken) % span)  # (signals, stride, kernel)
@@ -103,16 +104,16 @@ def merger_kernels(
     return kernels[:, taken]
 
 
-def _share(signal: Tensor, kernels: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+def _share(transform: Tensor, kernels: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Of the squared SNR of S signals what each of K kernels holds, at the best of its moments, and where this is.
 
-    Both have the signals' period of T samples and unit energy. Moments are ``stride`` samples apart; where among them a
-    signal lies is chance: two of (S, K, stride), one for each way.
+    Signals, of which the Fourier transform is given, and kernels are of unit energy and one period (T samples). Moments
+    are ``stride`` samples apart; where among them a signal lies is chance: two of (S, K, stride), one for each way.
     """
-    here, share, place = torch.fft.fft(signal), [], []
-    whole = signal.shape[1] // stride * stride
+    share, place = [], []
+    whole = transform.shape[1] // stride * stride
     for one in torch.fft.fft(kernels).conj().split(1):
-        size = torch.view_as_real(torch.fft.ifft(here * one)).square().sum(-1)[:, :whole]
+        size = torch.view_as_real(torch.fft.ifft(transform * one)).square().sum(-1)[:, :whole]
         most = size.unflatten(1, (-1, stride)).max(1)
         share.append(most.values)
         place.append(most.indices * stride + torch.arange(stride))

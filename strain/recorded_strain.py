@@ -109,5 +109,5 @@ class RecordedStrainSource(Source):
     def describe(self) -> dict[str, Any]:
         """Detectors, seconds of each, and the files."""
         seconds = {d: sum(p.strain.size for p in self.pieces if p.detector == d) / self.rate for d in self.detectors}
-        files = sorted({Path(piece.source).name for piece in self.pieces})  # wherever they lie
+        files = sorted(Path(source).name for source in {piece.source for piece in self.pieces})  # wherever they lie
         return {"source": "recorded strain", "seconds": seconds, "moments": len(self.gps), "files": files}

@@ -171,10 +171,9 @@ def _sources() -> list[tuple[Callable[[str], bool], Maker]]:
 
 def _is_strain(spec: str) -> bool:
     """Strain files that are not window stores, or folders holding some."""
-    from gwtwins.strain.strain_index import ENDINGS
-
-    def held(path: Path) -> bool:
-        return any(one.suffix in ENDINGS and one.is_file() for one in (path.rglob("*") if path.is_dir() else [path]))
+    from gwtwins.strain.strain_index import ENDINGS, strain_inside
 
     parts = [Path(part) for part in spec.split(",") if part]
-    return bool(parts) and all(map(held, parts))
+    return bool(parts) and all(
+        any(strain_inside(path)) if path.is_dir() else path.suffix in ENDINGS and path.is_file() for path in parts
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -120,14 +120,19 @@ def from_series(series: Mapping[str, Any], detectors: Sequence[str] | None = Non
     return _index(found, None, None)
 
 
+def strain_inside(folder: Path) -> Iterator[Path]:
+    """The files of a folder, to any depth, that end as strain files do."""
+    return (path for path in folder.rglob("*") if path.suffix in ENDINGS and path.is_file())
+
+
 def strain_paths(paths: Iterable[str | Path]) -> list[Path]:
-    """Files and, of folders to any depth, those that end as strain files do; InputError where there are none."""
+    """Files and, of folders, those that `strain_inside` finds; InputError where there are none."""
     files: list[Path] = []
     for given in [paths] if isinstance(paths, str | Path) else paths:
         path = Path(given)
         inside = [path]
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix in ENDINGS and p.is_file())
+            inside = sorted(strain_inside(path))
             if not inside:
                 raise InputError(path, "no strain file in this folder", "files ending in " + ", ".join(ENDINGS))
         elif not path.is_file():

@@ -20,6 +20,7 @@ from gwtwins.benchmarks.detection_rows import ROWS, chosen_rows
 from gwtwins.benchmarks.detection_sources import FixedRows, NoiseOnly
 from gwtwins.benchmarks.detection_table import Result, costs, write_table
 from gwtwins.encoders.paired import PairedEncoder
+from gwtwins.encoders.weights import save_encoder
 from gwtwins.probes.metrics import auc, auc_difference, efficiency
 from gwtwins.strain.command import hold_folder, parse
 from gwtwins.strain.errors import InputError
@@ -196,10 +197,11 @@ def test_wrong_numbers_are_refused_before_they_are_kept(tmp_path: Path, wrong: l
 
 
 def test_evidence_alone_is_not_told_of_an_encoder_without_any(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    none = ["--options=--encoder-args.mergers 0"]
+    run = tmp_path / "untrained" / "seed0" / "run"
+    run.mkdir(parents=True)
+    save_encoder(PairedEncoder("cnn_gru", {"mergers": 0}), run, {})
     with pytest.raises(InputError, match="no evidence"):
-        benchmark(out, "--rows", "untrained", "evidence", *none)
+        benchmark(tmp_path, "--rows", "evidence")
 
 
 def test_a_row_is_compared_with_one_of_the_same_test_rows(tmp_path: Path) -> None:

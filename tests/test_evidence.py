@@ -101,6 +101,13 @@ def shares(x: np.ndarray, kernels: Tensor) -> np.ndarray:
     return np.stack(held, axis=1) / np.square(x).sum(axis=1, keepdims=True)
 
 
+def outputs(x: np.ndarray, kernels: Tensor) -> np.ndarray:
+    """(N, K, 4096) sizes of what signals x (N, 4096) give, by how far a kernel is moved, in a ring."""
+    padded = np.zeros((len(kernels), 4096), complex)
+    padded[:, 2048 - KERNEL + AFTER : 2048 + AFTER] = kernels.numpy()
+    return np.abs(np.fft.ifft(np.fft.fft(x)[:, None] * np.fft.fft(padded).conj()))
+
+
 def layer(kernels: Tensor, stride: int = STRIDE, frame: int = FRAME, bursts: int = 0) -> MergerEvidence:
     made = MergerEvidence(len(kernels), kernels.shape[1], stride, frame, 25.0, 480.0, RATE, bursts)
     made.start_from(kernels, F_LOW, F_HIGH)
@@ -137,9 +144,7 @@ def test_kernels_have_unit_energy_and_are_in_quadrature(kernels: Tensor) -> None
 def test_the_best_moment_of_a_signal_is_its_merger(kernels: Tensor, signals: np.ndarray) -> None:
     """46 samples before a kernel's end, to 10 ms, and to 2 ms for most signals."""
     assert layer(kernels).after == AFTER == round(AFTER_MERGER * RATE)
-    spectrum, padded = np.fft.fft(signals), np.zeros((len(kernels), 4096), complex)
-    padded[:, 2048 - KERNEL + AFTER : 2048 + AFTER] = kernels.numpy()
-    size = np.abs(np.fft.ifft(spectrum[:, None] * np.fft.fft(padded).conj()))  # (N, K, 4096)
+    size = outputs(signals, kernels)
     moment = size.max(axis=1).argmax(axis=1)
     away = np.abs((moment + 2048) % 4096 - 2048)
     assert np.median(away) <= 2 and np.mean(away <= 10) > 0.95
@@ -186,15 +191,13 @@ def test_no_other_shape_holds_more_of_the_signals_that_a_kernel_is_best_for(
     bank: WaveformBank, psd: PSD, signals: np.ndarray
 ) -> None:
     """Each holds what the first singular vector of what it sees of them holds, to 1%."""
-    kernels = merger_kernels(bank, psd, 8, KERNEL, AFTER, 1, *BAND).numpy()
-    padded = np.zeros((len(kernels), 4096), complex)
-    padded[:, 2048 - KERNEL + AFTER : 2048 + AFTER] = kernels
-    size = np.abs(np.fft.ifft(np.fft.fft(signals)[:, None] * np.fft.fft(padded).conj()))
+    kernels = merger_kernels(bank, psd, 8, KERNEL, AFTER, 1, *BAND)
+    size = outputs(signals, kernels)
     which, moment = size.max(axis=2).argmax(axis=1), (size.max(axis=1).argmax(axis=1) + 2048) % 4096
     seen = cut_out(signals, moment)
     for k in range(len(kernels)):
         mine = seen[which == k]
-        held = np.square(np.abs(mine @ kernels[k].conj())).sum()
+        held = np.square(np.abs(mine @ kernels[k].numpy().conj())).sum()
         assert 0.99 * np.linalg.norm(mine, 2) ** 2 < held < 1.0001 * np.linalg.norm(mine, 2) ** 2
 
 

@@ -54,8 +54,8 @@ def test_products_in_bfloat16_are_counted_by_themselves() -> None:
 def test_a_rate_is_bounded_by_the_slower_of_products_and_traffic() -> None:
     machine = Machine({FLOAT: 100.0, HALF: 400.0}, bandwidth=10.0)
     # 200 operations in float32 take 2 s and 400 in bfloat16 1 s, one after the other; 10 bytes take 1 s, 60 take 6 s.
-    assert Job("", "", 6, lambda: None, 10.0, {FLOAT: 200.0, HALF: 400.0}).bound(machine) == pytest.approx(2.0)
-    assert Job("", "", 6, lambda: None, 60.0, {FLOAT: 200.0, HALF: 400.0}).bound(machine) == pytest.approx(1.0)
+    assert Job("", 6, lambda: None, 10.0, {FLOAT: 200.0, HALF: 400.0}).bound(machine) == pytest.approx(2.0)
+    assert Job("", 6, lambda: None, 60.0, {FLOAT: 200.0, HALF: 400.0}).bound(machine) == pytest.approx(1.0)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
